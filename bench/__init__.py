@@ -1,0 +1,1 @@
+"""Benchmarks: rate-distortion and speed, from real files and in one run."""

@@ -1,0 +1,1 @@
+"""Released weights (`NAME.safetensors`) and their model cards (`NAME.json`)."""

@@ -1,0 +1,1 @@
+"""The `mcodec` command: a thin layer over the Python API."""

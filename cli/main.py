@@ -1,0 +1,108 @@
+"""Entry point: the command group, and how failures reach the user.
+
+Every failure the user can cause is one line on standard error, ``mcodec: error: ...``. Exit status: 0 done,
+1 failed, 2 wrong usage, 130 interrupted. Torch is imported inside the commands that need it, so that help
+and `info` are quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
+
+import click
+
+from mcodec.cli.coding import decode, encode
+from mcodec.cli.show import info, models, version
+from mcodec.cli.train import export, train
+from mcodec.errors import CodecError
+
+EPILOG = """\b
+Examples:
+  mcodec encode photo.jpg              writes photo.mci
+  mcodec encode photo.jpg -q 80 big.mci
+  mcodec decode photo.mci              writes photo.png
+  mcodec info photo.mci
+"""
+
+
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(version())
+        context.exit()
+
+
+@click.group(
+    epilog=EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print package, default weights and backends.",
+)
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Learned image codec: photograph in, small .mci file out, picture back."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for command in (encode, decode, info, models, train, export):
+    cli.add_command(command)
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo("mcodec: error: " + " ".join(message.split()), err=True)
+    return status
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    click.echo("mcodec: warning: " + " ".join(str(message).split()), err=True)
+
+
+def _reason(error: OSError) -> str:
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}"
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default: ``sys.argv``) and return its exit status."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            status = cli.main(args=arguments, prog_name="mcodec", standalone_mode=False)
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except CodecError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        return _fail(_reason(error), 1)
+    except MemoryError:
+        return _fail("not enough memory for this picture", 1)
+    except RuntimeError as error:  # torch has no common class for it: CPU and CUDA differ
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            return _fail("not enough memory for this picture", 1)
+        raise
+    return status if isinstance(status, int) else 0
+
+
+def main() -> NoReturn:
+    """Console entry point."""
+    sys.exit(run())

@@ -1,0 +1,66 @@
+"""What several commands share: options, where output goes, loading a codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from mcodec.errors import CodecError
+
+if TYPE_CHECKING:
+    from mcodec.api import Codec
+
+F = TypeVar("F", bound=Callable[..., None])
+
+FILE = click.Path(path_type=Path)  # existence is checked on reading, with the file named in one line
+
+
+def model_option(function: F) -> F:
+    """``--model``."""
+    return click.option("--model", metavar="NAME|PATH", help="Weights to use; see `mcodec models`.")(function)
+
+
+def device_option(function: F) -> F:
+    """``--device``."""
+    choice = click.Choice(["auto", "cpu", "cuda"])
+    return click.option("--device", type=choice, default="auto", show_default=True)(function)
+
+
+def force_option(function: F) -> F:
+    """``--force``."""
+    return click.option("--force", is_flag=True, help="Overwrite the output file if it exists.")(function)
+
+
+def output_path(source: Path, target: Path | None, suffix: str, force: bool) -> Path:
+    """Where to write: beside the source by default, into `target` if it is a folder. Checked first."""
+    if target is None:
+        target = source.with_suffix(suffix)
+    elif target.is_dir():
+        target = target / source.with_suffix(suffix).name
+    if target.exists():
+        if source.exists() and target.samefile(source):
+            raise CodecError(f"{target} is both input and output")
+        if not force:
+            raise CodecError(f"{target} exists; use --force to overwrite it")
+    if not target.parent.is_dir():
+        raise CodecError(f"no such folder: {target.parent}")
+    return target
+
+
+def check_device(device: str) -> None:
+    """A CUDA device that is not there is the user's error, not an internal one."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CodecError("no CUDA device is available; use --device cpu")
+
+
+def load_codec(model: str | None, device: str) -> Codec:
+    """The codec with the named weights (default: the released ones)."""
+    from mcodec.api import load
+
+    check_device(device)
+    return load(model, device=device)

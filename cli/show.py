@@ -1,0 +1,88 @@
+"""`mcodec info`, `mcodec models` and `mcodec --version`; the first two never load weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mcodec.cli.options import FILE
+
+INFO_EXAMPLES = """\b
+Examples:
+  mcodec info photo.mci
+  mcodec info photo.mci --json
+"""
+MODELS_EXAMPLES = """\b
+Examples:
+  mcodec models
+  mcodec models --json
+"""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_plain(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=_plain)
+
+
+@click.command(epilog=INFO_EXAMPLES)
+@click.argument("source", metavar="FILE", type=FILE)
+@json_option
+def info(source: Path, as_json: bool) -> None:
+    """Print every header field of a .mci file."""
+    from mcodec.container import describe
+
+    fields = describe(source.read_bytes())
+    if as_json:
+        click.echo(_to_json(fields))
+        return
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        click.echo(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
+
+
+@click.command(epilog=MODELS_EXAMPLES)
+@json_option
+def models(as_json: bool) -> None:
+    """List the installed weights; the default is marked with *."""
+    from mcodec import weights
+
+    cards = weights.list_models()
+    if as_json:
+        click.echo(_to_json(cards))
+        return
+    for card in cards:
+        mark = "*" if card["default"] else " "
+        size = f"{card['parameters'] / 1e6:.1f} M parameters" if "parameters" in card else ""
+        click.echo(f"{mark} {Path(card['file']).stem:<16} {card['sha256'][:8]}  {size}".rstrip())
+
+
+def version() -> str:
+    """Package, default weights and backends, one per line."""
+    import torch
+
+    from mcodec import __version__, entropy, kernels, weights
+
+    default = [card for card in weights.list_models() if card["default"]]
+    named = f"{weights.DEFAULT} {default[0]['sha256'][:8]}" if default else "none installed"
+    fused = getattr(kernels, "backend", lambda: "reference")()
+    return "\n".join(
+        [
+            f"mcodec {__version__}",
+            f"weights: {named}",
+            f"backends: entropy coder {entropy.backend()}, torch {torch.__version__}, kernels {fused}",
+        ]
+    )

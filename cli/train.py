@@ -1,0 +1,131 @@
+"""`mcodec train` and `mcodec export`."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from mcodec.cli.options import FILE, check_device, device_option, force_option
+from mcodec.cli.progress import TrainingProgress
+from mcodec.errors import CodecError, TrainingError
+
+TRAIN_EXAMPLES = """\b
+Examples:
+  mcodec train --data photos/ --validation held-out/ --out runs/mine
+  mcodec train --preset cascade-small --data shard-000.tar --minutes 2
+  mcodec train --out runs/mine --resume
+  torchrun --nproc-per-node 4 -m mcodec.cli train --config run.json
+"""
+EXPORT_EXAMPLES = """\b
+Examples:
+  mcodec export runs/mine/checkpoint.pt --name mine
+  mcodec encode photo.jpg --model mine.safetensors
+"""
+
+
+def _steps(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        steps = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        steps = ()
+    if len(steps) != 3 or min(steps) < 0:
+        raise click.BadParameter("three whole numbers are needed, noise,hard,frozen: 20000,3000,1000")
+    return steps
+
+
+@click.command(epilog=TRAIN_EXAMPLES)
+@click.option("--config", type=FILE, metavar="FILE", help="Run configuration (JSON); options override it.")
+@click.option("--preset", metavar="NAME", help="Model: cascade, cascade-small or umgm.")
+@click.option("--data", multiple=True, metavar="PATH", help="Tar shard, folder or picture; repeatable.")
+@click.option("--validation", multiple=True, metavar="PATH", help="Held-out pictures; repeatable.")
+@click.option("--out", metavar="DIR", help="Folder of the run. [default: runs/PRESET]")
+@click.option("--steps", callback=_steps, metavar="N,N,N", help="Steps of the noise, hard and frozen phase.")
+@click.option("--minutes", type=click.FloatRange(0), help="Stop, resumably, after this long.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@device_option
+@click.option("--batch", type=click.IntRange(1), help="Crops per step and process.")
+@click.option("--seed", type=int)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run's folder.")
+def train(
+    config: Path | None,
+    preset: str | None,
+    data: tuple[str, ...],
+    validation: tuple[str, ...],
+    out: str | None,
+    steps: tuple[int, ...] | None,
+    minutes: float | None,
+    threads: int | None,
+    device: str,
+    batch: int | None,
+    seed: int | None,
+    resume: bool,
+) -> None:
+    """Train a model: noise phase, hard codes, frozen encoder, as one resumable run.
+
+    The folder of the run holds config.json, log.jsonl, checkpoint.pt and, with the extra "train", plots.
+    """
+    check_device(device)
+    from mcodec.training.config import TrainConfig
+    from mcodec.training.loop import Trainer
+
+    if out is None and config is None:
+        out = f"runs/{preset or TrainConfig.preset}"
+    if config is None and resume and out is not None and (Path(out) / "config.json").exists():
+        config = Path(out) / "config.json"
+    settings = TrainConfig.from_file(config) if config else TrainConfig()
+    noise, hard, frozen = steps or (None, None, None)
+    settings = settings.updated(
+        preset=preset,
+        data=data or None,
+        validation=validation or None,
+        out=out,
+        noise_steps=noise,
+        hard_steps=hard,
+        frozen_steps=frozen,
+        minutes=minutes,
+        threads=threads,
+        device=None if device == "auto" else device,
+        batch=batch,
+        seed=seed,
+    )
+    if not settings.data:
+        raise TrainingError("no training pictures; name a folder or tar shard with --data")
+    folder = Path(settings.out)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise TrainingError(f"{folder} holds a run already; go on with --resume or choose another --out")
+    trainer = Trainer(settings)
+    if resume:
+        trainer.load(checkpoint)
+    if int(os.environ.get("RANK", "0")) != 0:  # under torchrun one process draws
+        trainer.run()
+        return
+    with TrainingProgress(settings.steps, settings.minutes) as progress:
+        trainer.run(progress.report)
+    if find_spec("matplotlib"):  # it comes with the extra; a run is complete without its plots
+        from mcodec.training.plots import plot_run
+
+        click.echo(f"plots: {plot_run(folder)}")
+    click.echo(f"{checkpoint}: step {trainer.step} of {settings.steps}")
+
+
+@click.command(epilog=EXPORT_EXAMPLES)
+@click.argument("checkpoint", metavar="CHECKPOINT", type=FILE)
+@click.option("--out", type=FILE, default=Path("."), metavar="DIR", help="Folder to write into. [default: .]")
+@click.option("--name", default="", metavar="NAME", help="Name of the release. [default: the run's folder]")
+@force_option
+def export(checkpoint: Path, out: Path, name: str, force: bool) -> None:
+    """Turn a training CHECKPOINT into a release: NAME.safetensors and its card NAME.json."""
+    from mcodec.training.export import export as write_release
+
+    name = name or checkpoint.resolve().parent.name
+    for target in (out / f"{name}.safetensors", out / f"{name}.json"):
+        if target.exists() and not force:
+            raise CodecError(f"{target} exists; use --force to overwrite it")
+    path = write_release(checkpoint, out, name)
+    click.echo(f"{path}: {path.stat().st_size:,} bytes")

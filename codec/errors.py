@@ -1,0 +1,59 @@
+"""Every exception that the package raises on purpose.
+
+::
+
+    CodecError
+    ├── ImageError            an input picture cannot be read, or is not one that can be coded
+    ├── FormatError           the bytes are not a readable .mci file
+    │   ├── NotAnMciFile      wrong magic bytes
+    │   ├── UnsupportedVersion  written by a newer mcodec
+    │   ├── CorruptStream     truncated, damaged (CRC) or inconsistent
+    │   └── LimitExceeded     a header field above its named limit
+    ├── ModelError            weights are missing, damaged or not loadable
+    │   └── WrongModel        the file was made by other weights
+    └── TrainingError         a training configuration or data set that cannot be used
+
+A caller's mistake (a wrong type, a quality out of range) is a plain ``ValueError``.
+"""
+
+from __future__ import annotations
+
+
+class CodecError(Exception):
+    """Base of the tree; the command line prints its message in one line and exits with status 1."""
+
+
+class ImageError(CodecError):
+    """An input picture cannot be read, or is not one that can be coded."""
+
+
+class FormatError(CodecError):
+    """The bytes are not a readable .mci file."""
+
+
+class NotAnMciFile(FormatError):
+    """The magic bytes are not those of a .mci file."""
+
+
+class UnsupportedVersion(FormatError):
+    """The file has a format version that this release does not know."""
+
+
+class CorruptStream(FormatError):
+    """The file is truncated, damaged or inconsistent."""
+
+
+class LimitExceeded(FormatError):
+    """A field of the header is above its named limit."""
+
+
+class ModelError(CodecError):
+    """Weights are missing, damaged or not loadable."""
+
+
+class WrongModel(ModelError):
+    """The file was made by weights that are not the ones loaded."""
+
+
+class TrainingError(CodecError):
+    """A training configuration or data set cannot be used."""

@@ -1,0 +1,278 @@
+"""The cascade: stages coarse to fine, each quantizing what the stages before it left.
+
+Per stage, with the synthesis state s (float) and the context state u (integer) that both sides hold:
+
+    v = gain(q) * (posterior(y, s, q) - h(s))      encoder only
+    c = argmin_k  beta |v - mu_k|^2 - ln p(k | u)   encoder only
+    s = refine(s + out(mu_c / gain(q)), q)
+    u = absorb(u, c)
+
+and at the end the picture is synthesis(s, q). Only u decides probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mcodec.kernels.pvq_assign import pvq_assign
+from mcodec.model.config import LEVELS, ModelConfig, StageConfig
+from mcodec.model.context import StageContext, upsample
+from mcodec.model.layers import ANCHORS, Blocks, Exact1x1, interpolate, straight_through
+from mcodec.model.prior import mixture_logits, noisy_bits, precision_table
+from mcodec.model.quantizer import Codebooks
+from mcodec.model.transforms import Analysis, Synthesis, Up, coefficients
+
+#: Assignment weight of a squared quantization step against one nat. For orthonormal latents quantized with the
+#: step that is optimal for lambda, a squared step costs 8.7 bits of distortion = 6 nats.
+BETA = 6.0
+
+#: choose(index, state, offset, scale) -> (dequantized value in steps, integer coordinates), `[B, M * d, h, w]`.
+Choose = Callable[[int, Tensor, "Tensor | None", "Tensor | None"], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Trained:
+    """What a training step needs: sums over a batch of B pictures."""
+
+    picture: Tensor  # [B, 3, H, W]
+    bits: Tensor  # [B], as optimised
+    stage_bits: list[Tensor] = field(default_factory=list)  # [B] each, as coded (hard codes where defined)
+    commitment: Tensor | None = None  # [B], squared distance of latents to their codewords, summed
+    overload: Tensor | None = None  # scalar
+    used: list[float] = field(default_factory=list)  # share of codewords used in the batch, per stage
+
+
+class Stage(nn.Module):
+    """Posterior, quantizer, prior step and state update of one stage."""
+
+    def __init__(self, config: ModelConfig, stage: StageConfig, first: int) -> None:
+        super().__init__()
+        channels = config.channels[stage.stride]
+        self.stride, self.mixture = stage.stride, config.prior == "mixture"
+        self.posterior = Exact1x1(channels, stage.width)
+        self.predict = Exact1x1(channels, stage.width)  # h(s)
+        self.mix = nn.Conv2d(2 * channels, 64, 1)
+        self.correct = nn.Conv2d(64, stage.width, 3, padding=1)
+        self.codebooks = Codebooks(config, stage)
+        self.out = Exact1x1(stage.width, channels)
+        self.refine = Blocks(channels, stage.refine)
+        self.log_gain = nn.Parameter(torch.zeros(ANCHORS, stage.width))
+        if self.mixture:
+            self.context = StageContext(config, stage)
+        nn.init.zeros_(self.correct.weight)
+        nn.init.zeros_(self.correct.bias)  # type: ignore[arg-type]
+        if config.start == "dct":
+            self._start(config, stage, first)
+
+    @torch.no_grad()
+    def _start(self, config: ModelConfig, stage: StageConfig, first: int) -> None:
+        """Latents are the DCT coefficients first..first+width, quantized with the step that suits lambda."""
+        width = min(stage.width, coefficients(config, stage.stride) - first)
+        self.posterior.start_linear(torch.eye(stage.width, width), col=first)
+        self.predict.start_linear(torch.eye(stage.width, width), col=first)
+        known = coefficients(config, stage.stride)
+        self.out.start_linear(torch.eye(known, stage.width).roll(first, 0))
+        for anchor in range(ANCHORS):
+            lam = config.lam(round(anchor * (LEVELS - 1) / (ANCHORS - 1)))
+            # entropy-coded uniform quantization: lambda * 255^2 * step^2 / 12 / 3 balances -log2(step) per
+            # coefficient at step^2 = 26 / lambda (in 1/255); features at stride r are scaled by 4 / r
+            step = math.sqrt(26 / lam) / 255 * 4 / stage.stride
+            self.log_gain[anchor] = -math.log(step)
+
+    def gain(self, level: Tensor) -> Tensor:
+        """Steps per unit of the state, `[B, M * d, 1, 1]`."""
+        return interpolate(self.log_gain, level).exp()[:, :, None, None]
+
+    def latents(self, feature: Tensor, state: Tensor, level: Tensor) -> Tensor:
+        """v, in steps."""
+        correction = self.correct(F.relu(self.mix(torch.cat([feature, state], 1))))
+        residual = self.posterior(feature) - self.predict(state) + correction
+        return residual * self.gain(level)
+
+    def update(self, state: Tensor, value: Tensor, level: Tensor) -> Tensor:
+        """s' from s and the dequantized latents."""
+        out: Tensor = self.refine(state + self.out(value / self.gain(level)), level)
+        return out
+
+    @torch.no_grad()
+    def calibrate(self, latents: Tensor) -> None:
+        """Lower the gains until the codebooks span all but the largest latents at the best quality."""
+        reach = latents.abs().transpose(0, 1).flatten(1).quantile(0.9995, dim=1).clamp(min=1e-3)
+        cap = self.log_gain[-1] + (self.codebooks.radius / reach).log()
+        self.log_gain.copy_(torch.minimum(self.log_gain, cap))
+
+
+class Cascade(nn.Module):
+    """The whole model. `forward` trains; `encode` and `decode` are the two halves a codec calls."""
+
+    precision: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        #: Any type that holds 24-bit integers gives the same probabilities.
+        self.context_dtype = torch.float32
+        self.analysis = Analysis(config)
+        self.synthesis = Synthesis(config)
+        self.register_buffer("precision", precision_table())
+        stages, ups, seen = [], {}, dict.fromkeys(config.channels, 0)
+        previous = config.stages[0].stride
+        for stage in config.stages:
+            while previous > stage.stride:
+                ups[str(previous)] = Up(config, previous)
+                previous //= 2
+            stages.append(Stage(config, stage, seen[stage.stride]))
+            seen[stage.stride] += stage.width
+        self.stages: nn.ModuleList = nn.ModuleList(stages)
+        self.ups = nn.ModuleDict(ups)
+
+    def walk(self, batch: int, height: int, width: int, level: Tensor, choose: Choose) -> Tensor:
+        """Run the cascade on a picture of height x width (multiples of the coarsest stride); returns s."""
+        stride = self.config.stages[0].stride
+        grid = (height // stride, width // stride)
+        device = self.precision.device
+        state = torch.zeros(batch, self.config.channels[stride], *grid, device=device)
+        context = torch.zeros(batch, self.config.context_channels, *grid, device=device, dtype=self.context_dtype)
+        for index, stage in enumerate(self.stages):
+            while stride > stage.stride:
+                state = self.ups[str(stride)](state)
+                if stage.mixture:
+                    context = upsample(context)
+                stride //= 2
+            offset = scale = None
+            if stage.mixture:
+                context, offset, scale = stage.context.parameters_of(context, level)
+            value, coordinates = choose(index, state, offset, scale)
+            if stage.mixture and index + 1 < len(self.stages):
+                context = stage.context.absorb(context, coordinates)
+            state = stage.update(state, value, level)
+        return state
+
+    # ---- coding -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, level: Tensor, assign: Callable[..., Tensor]) -> Tensor:
+        """x `[B, 3, H, W]` in -0.5..0.5, padded. `assign(index, latents, offset, scale)` returns codes
+        `[B, M, h, w]` and keeps what it needs. Returns the synthesis state (for encoder-side search)."""
+        features = self.analysis(x, level)
+
+        def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+            stage = self.stages[index]
+            latents = stage.latents(features[stage.stride], state, level).float()
+            codes = assign(index, latents, offset, scale)
+            return stage.codebooks.lookup(codes), stage.codebooks.lookup_coordinates(codes)
+
+        return self.walk(x.shape[0], *x.shape[2:], level, choose)
+
+    @torch.no_grad()
+    def decode(self, height: int, width: int, level: Tensor, read: Callable[..., Tensor]) -> Tensor:
+        """`read(index, offset, scale)` returns codes `[B, M, h, w]`. Returns the synthesis state."""
+
+        def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+            codebooks = self.stages[index].codebooks
+            codes = read(index, offset, scale)
+            return codebooks.lookup(codes), codebooks.lookup_coordinates(codes)
+
+        return self.walk(len(level), height, width, level, choose)
+
+    # ---- training -----------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, level: Tensor, mode: str = "hard", calibrate: bool = False) -> Trained:
+        """One training or validation pass.
+
+        x `[B, 3, H, W]` in -0.5..0.5, level `[B]`; mode "noise" (uniform-noise relaxation of the rate, rounded
+        latents for the decoder), "hard" (rate-aware codes) or "gumbel" (the seed's quantizer).
+        """
+        features = self.analysis(x, level)
+        out = Trained(picture=x, bits=x.new_zeros(len(x)))
+        out.commitment, out.overload = x.new_zeros(len(x)), x.new_zeros(())
+        quantize = {"noise": self._noise, "hard": self._hard, "gumbel": self._gumbel}[mode]
+
+        def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+            stage = self.stages[index]
+            latents = stage.latents(features[stage.stride], state, level).float()
+            if calibrate:
+                stage.calibrate(latents)
+                latents = stage.latents(features[stage.stride], state, level).float()
+            return quantize(out, stage.codebooks, latents, offset, scale)
+
+        state = self.walk(x.shape[0], *x.shape[2:], level, choose)
+        out.picture = self.synthesis(state, level).float()
+        return out
+
+    def _noise(
+        self, out: Trained, book: Codebooks, latents: Tensor, offset: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if offset is None or scale is None:
+            raise ValueError("the noise relaxation needs a conditional prior")
+        bounded = book.bounded(latents)
+        assert out.overload is not None
+        out.overload = out.overload + (latents.abs() - book.radius - 0.5).clamp(min=0).square().sum()
+        rounded = bounded.detach().round()
+        bits = noisy_bits(bounded + torch.rand_like(bounded) - 0.5, offset, scale)
+        out.bits = out.bits + bits.sum((1, 2, 3))
+        with torch.no_grad():
+            out.stage_bits.append(noisy_bits(rounded, offset, scale).sum((1, 2, 3)))
+        return straight_through(rounded, bounded), book.coordinate(rounded)
+
+    def _hard(
+        self, out: Trained, book: Codebooks, latents: Tensor, offset: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        height, width = latents.shape[-2:]
+        vectors = book.vectors(latents)
+        if offset is None or scale is None:
+            log_p = book.log_weights.log_softmax(1)[None, :, None, :].expand(len(latents), -1, vectors.shape[3], -1)
+            skip = None
+        else:
+            # codewords are detached: a rate gradient into them pushes unused ones to infinity
+            g, i = book.vectors(offset), book.vectors(scale)
+            logits = mixture_logits(book.codewords.detach(), book.log_weights, g, i, self.precision)
+            log_p = logits - logits.logsumexp(3, keepdim=True)
+            skip = (i == 0).all(2)  # [B, M, P]
+        with torch.no_grad():
+            codes = pvq_assign(vectors.detach(), book.codewords, BETA, log_p)
+            if skip is not None:
+                codes = codes.masked_fill(skip, 0)
+        nats = -log_p.gather(3, codes[..., None])[..., 0]
+        if skip is not None:
+            nats = nats.masked_fill(skip, 0)
+        bits = nats.sum((1, 2)) / math.log(2)
+        out.bits = out.bits + bits
+        if offset is not None and scale is not None and torch.is_grad_enabled():
+            # codes have no gradient: the encoder keeps the one of the noise relaxation
+            noise = torch.rand_like(latents) - 0.5
+            relaxed = noisy_bits(latents + noise, offset.detach(), scale.detach()).sum((1, 2, 3))
+            out.bits = out.bits + relaxed - relaxed.detach()
+        out.stage_bits.append(bits.detach())
+        codes = codes.unflatten(2, (height, width))
+        value = book.lookup(codes)
+        assert out.commitment is not None
+        out.commitment = out.commitment + (latents - value.detach()).square().sum((1, 2, 3))
+        out.used.append(_used(codes, book))
+        # value forward; its gradient goes to the codeword and, straight through, to the latent
+        return value + latents - latents.detach(), book.coordinate(value)
+
+    def _gumbel(
+        self, out: Trained, book: Codebooks, latents: Tensor, offset: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        value, codes = book.gumbel(latents)
+        book.count(codes.flatten(2))
+        log_p = book.log_weights.detach().log_softmax(1)
+        nats = -torch.gather(log_p[None].expand(len(codes), -1, -1), 2, codes.flatten(2))
+        out.stage_bits.append(nats.sum((1, 2)) / math.log(2))
+        out.used.append(_used(codes, book))
+        return value, book.coordinate(value)
+
+
+def _used(codes: Tensor, book: Codebooks) -> float:
+    """Share of the codewords of all sub-codebooks that occur in a batch of codes `[B, M, h, w]`."""
+    groups, size = book.codewords.shape[:2]
+    with torch.no_grad():
+        flat = codes.flatten(2) + torch.arange(groups, device=codes.device)[:, None] * size
+        return flat.unique().numel() / (groups * size)

@@ -1,0 +1,162 @@
+"""Model configurations: the shape of a cascade, and the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mcodec.errors import ModelError
+
+#: Quality levels stored in a file (one byte). Users see 1..100.
+LEVELS = 256
+
+
+def level_of(quality: float) -> int:
+    """Quality 1..100 as users give it -> level 0..255 as files store it."""
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be from 1 to 100, got {quality}")
+    return round((quality - 1) * (LEVELS - 1) / 99)
+
+
+def quality_of(level: int) -> float:
+    """Level 0..255 -> quality 1..100."""
+    return 1 + level * 99 / (LEVELS - 1)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of the cascade: M sub-codebooks of K codewords of dimension d at a stride."""
+
+    stride: int
+    groups: int  # M
+    codewords: int  # K; with the lattice start the square of an odd number (d = 2) or the odd number (d = 1)
+    dim: int = 2  # d
+    refine: int = 1  # residual blocks after the stage, in the synthesis state
+
+    @property
+    def width(self) -> int:
+        """Latent channels M * d."""
+        return self.groups * self.dim
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A cascade. Strides are relative to the image and fall from stage to stage."""
+
+    name: str
+    stages: tuple[StageConfig, ...]
+    channels: dict[int, int]  # feature and synthesis-state channels per stride, from 4 upwards
+    analysis_blocks: dict[int, int]  # residual blocks per stride
+    synthesis_blocks: dict[int, int]  # residual blocks at strides without a stage (4)
+    context_channels: int = 96
+    context_blocks: int = 2
+    prior: str = "mixture"  # "mixture": conditional, "static": one histogram per sub-codebook (the seed)
+    assignment: str = "entropy"  # "entropy": rate-aware nearest codeword, "gumbel": Gumbel-softmax (the seed)
+    start: str = "dct"  # "dct": linear paths start as a block-DCT pyramid, "random"
+    lambda_min: float = 0.0009  # loss is lambda * 255^2 * MSE + bpp; about 0.1 bpp ...
+    lambda_max: float = 0.2  # ... and about 1.5 bpp on photographs
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        strides = [s.stride for s in self.stages]
+        if strides != sorted(strides, reverse=True):
+            raise ModelError(f"stage strides must fall from coarse to fine, got {strides}")
+        for stride in (4, *strides):
+            if stride not in self.channels:
+                raise ModelError(f"no channel count for stride {stride}")
+        if self.prior not in ("mixture", "static") or self.assignment not in ("entropy", "gumbel"):
+            raise ModelError(f"unknown prior {self.prior!r} or assignment {self.assignment!r}")
+        if self.context_channels > 512:
+            raise ModelError("context_channels above 512 would overflow 24-bit accumulators")
+        if self.prior == "mixture" and max(2 * s.width for s in self.stages) > 512:
+            raise ModelError("more than 256 latents in a stage would overflow 24-bit accumulators")
+
+    @property
+    def strides(self) -> list[int]:
+        """All strides with features, coarse to fine, 4 last."""
+        return sorted(self.channels, reverse=True)
+
+    @property
+    def multiple(self) -> int:
+        """Images are padded to a multiple of the coarsest stride."""
+        return self.stages[0].stride
+
+    def lam(self, level: int) -> float:
+        """Lagrangian weight of a quality level: geometric from lambda_min to lambda_max."""
+        return float(self.lambda_min * (self.lambda_max / self.lambda_min) ** (level / (LEVELS - 1)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict` (JSON turns integer keys into strings)."""
+        try:
+            fields = dict(data)
+            fields["stages"] = tuple(StageConfig(**s) for s in fields["stages"])
+            for key in ("channels", "analysis_blocks", "synthesis_blocks"):
+                fields[key] = {int(k): int(v) for k, v in fields[key].items()}
+            return ModelConfig(**fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"not a model configuration: {error}") from error
+
+
+def _square(side: int) -> int:
+    return side * side
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "cascade": ModelConfig(
+        name="cascade",
+        # Coarse stages have few symbols and wide supports: large codebooks cost nothing there.
+        stages=(
+            StageConfig(64, groups=12, codewords=_square(41)),
+            StageConfig(32, groups=12, codewords=_square(31)),
+            StageConfig(16, groups=16, codewords=_square(31), refine=2),
+            StageConfig(8, groups=10, codewords=_square(31), refine=1),
+            StageConfig(8, groups=22, codewords=_square(17), refine=2),
+        ),
+        channels={64: 192, 32: 192, 16: 192, 8: 128, 4: 64},
+        analysis_blocks={4: 1, 8: 3, 16: 2, 32: 1, 64: 1},
+        synthesis_blocks={4: 2},
+    ),
+    "cascade-small": ModelConfig(
+        name="cascade-small",
+        stages=(
+            StageConfig(64, groups=12, codewords=_square(41)),
+            StageConfig(32, groups=12, codewords=_square(31)),
+            StageConfig(16, groups=16, codewords=_square(31)),
+            StageConfig(8, groups=10, codewords=_square(31), refine=0),
+            StageConfig(8, groups=22, codewords=_square(17), refine=1),
+        ),
+        channels={64: 96, 32: 96, 16: 96, 8: 96, 4: 48},
+        analysis_blocks={4: 1, 8: 1, 16: 1, 32: 1, 64: 1},
+        synthesis_blocks={4: 1},
+        context_channels=64,
+        context_blocks=1,
+    ),
+    # The method of McQuic as published: one histogram per sub-codebook, Gumbel-softmax, no rate term.
+    "umgm": ModelConfig(
+        name="umgm",
+        stages=(
+            StageConfig(64, groups=2, codewords=512, dim=48),
+            StageConfig(32, groups=2, codewords=2048, dim=48),
+            StageConfig(16, groups=2, codewords=8192, dim=48, refine=2),
+        ),
+        channels={64: 96, 32: 96, 16: 96, 8: 96, 4: 48},
+        analysis_blocks={4: 1, 8: 1, 16: 1, 32: 1, 64: 1},
+        synthesis_blocks={8: 1, 4: 1},
+        prior="static",
+        assignment="gumbel",
+        start="random",
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """Configuration by name; ModelError names the known ones."""
+    if name not in PRESETS:
+        raise ModelError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]

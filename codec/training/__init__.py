@@ -1,0 +1,1 @@
+"""Training: data, the resumable loop, export to released weights, plots."""

@@ -1,0 +1,100 @@
+"""What a training run is: one dataclass, read from JSON or a preset."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mcodec.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run: noise phase, then hard codes, then hard codes with the encoder frozen.
+
+    The learning rate is constant through the noise phase, so that a run can be extended by raising
+    `noise_steps`; it falls linearly to a tenth over the hard phase and to zero over the frozen one.
+    """
+
+    preset: str = "cascade"
+    data: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    out: str = "runs/cascade"
+    noise_steps: int = 20000
+    hard_steps: int = 3000
+    frozen_steps: int = 1000
+    batch: int = 4
+    crop: int = 256
+    learning_rate: float = 4e-4
+    context_learning_rate: float = 3e-3  # integers: small steps would not reach the next one
+    warmup: int = 300
+    clip: float = 1.0  # gradient norm
+    ema: float = 0.999
+    commitment: float = 0.1  # weight of beta * |v - mu|^2 in bits per pixel
+    lambda_weight: float = 0.35  # a picture's loss is weighted by (lambda / geometric mean)^-lambda_weight
+    seed: int = 1
+    threads: int = 0  # CPU threads, 0: torch's default
+    device: str = "auto"
+    bf16: bool = True  # convolutions of the transforms in bfloat16 where the device has it
+    minutes: float = 0.0  # stop (resumably) after this long; 0: run to the end
+    checkpoint_minutes: float = 5.0
+    validate_every: int = 500
+    validation_pictures: int = 16
+    log_every: int = 20
+
+    @property
+    def steps(self) -> int:
+        """All phases."""
+        return self.noise_steps + self.hard_steps + self.frozen_steps
+
+    def phase(self, step: int, gumbel: bool = False) -> str:
+        """ "noise", "hard" or "frozen"; for a Gumbel model the first two are "gumbel"."""
+        if step >= self.noise_steps + self.hard_steps:
+            return "frozen"
+        if gumbel:
+            return "gumbel"
+        return "noise" if step < self.noise_steps else "hard"
+
+    def rate(self, step: int) -> float:
+        """Learning-rate factor of a step."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup))
+        if step < self.noise_steps:
+            return warm
+        done = step - self.noise_steps
+        if done < self.hard_steps:
+            return warm * (1 - 0.9 * done / self.hard_steps)
+        return warm * 0.1 * (1 - (done - self.hard_steps) / max(1, self.frozen_steps))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return asdict(self)
+
+    def updated(self, **changes: Any) -> TrainConfig:
+        """A copy with the changes that are not None."""
+        return replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> TrainConfig:
+        """Unknown keys are a TrainingError, so that a misspelt option is not silently ignored."""
+        known = {f.name for f in fields(TrainConfig)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise TrainingError(f"unknown training option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        data = dict(data)
+        for key in ("data", "validation"):
+            if key in data:
+                data[key] = tuple([data[key]] if isinstance(data[key], str) else data[key])
+        try:
+            return TrainConfig(**data)
+        except TypeError as error:
+            raise TrainingError(f"training configuration: {error}") from error
+
+    @staticmethod
+    def from_file(path: str | Path) -> TrainConfig:
+        """Read a JSON file."""
+        try:
+            return TrainConfig.from_dict(json.loads(Path(path).read_text()))
+        except (OSError, json.JSONDecodeError) as error:
+            raise TrainingError(f"cannot read training configuration {path}: {error}") from error

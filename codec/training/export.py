@@ -1,0 +1,105 @@
+"""From a training checkpoint to a release: integers for whatever decides probabilities, and a model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mcodec import __version__, weights
+from mcodec.errors import TrainingError
+from mcodec.model import Cascade, ModelConfig
+
+LIMITS = (
+    "RGB photographs of 8 bits per channel; trained for mean squared error on a small set of pictures. "
+    "Not for line art, medical or scientific images where invented or lost detail matters."
+)
+
+
+def load_average(checkpoint: Path) -> tuple[Cascade, dict[str, Any]]:
+    """The model of a checkpoint with its averaged weights, and the checkpoint's other state."""
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TrainingError(f"cannot read checkpoint {checkpoint}: {error}") from error
+    model = Cascade(ModelConfig.from_dict(state["model_config"]))
+    model.load_state_dict(state["model"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state["average"][name])
+    return model.eval(), state
+
+
+def multiplications(model: Cascade, size: int = 512) -> dict[str, float]:
+    """Multiply-accumulates per pixel of encoding and decoding, in thousands, counted on a size x size picture."""
+    count = [0]
+
+    def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        weight: torch.Tensor = module.weight  # type: ignore[assignment]
+        count[0] += weight[0].numel() * output.numel()
+
+    from mcodec.model.context import IntegerLayer
+
+    hooked = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | IntegerLayer)]
+    handles = [m.register_forward_hook(hook) for m in hooked]
+    x, level = torch.zeros(1, 3, size, size), torch.zeros(1)
+
+    def codes(index: int, *_: object) -> torch.Tensor:
+        stage = model.config.stages[index]
+        grid = size // stage.stride
+        return torch.zeros(1, stage.groups, grid, grid, dtype=torch.int64)
+
+    result = {}
+    with torch.no_grad():
+        model.encode(x, level, codes)
+        result["encode"] = round(count[0] / size**2 / 1000, 1)
+        count[0] = 0
+        model.synthesis(model.decode(size, size, level, codes), level)
+        result["decode"] = round(count[0] / size**2 / 1000, 1)
+    for handle in handles:
+        handle.remove()
+    return result
+
+
+def export(
+    checkpoint: Path, out: Path, name: str | None = None, data_licences: str = "not stated"
+) -> Path:
+    """Write `out/name.safetensors` and its card `out/name.json`; returns the weights' path."""
+    model, state = load_average(checkpoint)
+    name = name or model.config.name
+    training = dict(state["config"])
+    training["data"] = [Path(p).name for p in training["data"]]
+    training["validation"] = [Path(p).name for p in training["validation"]]
+    training.pop("out")
+    card = {
+        "name": name,
+        "architecture": model.config.name,
+        "mcodec": __version__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "kmac_per_pixel": multiplications(model),
+        "objective": "lambda * 255^2 * MSE + bpp, lambda "
+        f"{model.config.lambda_min} to {model.config.lambda_max} over quality 1 to 100",
+        "steps": state["step"],
+        "training_pixels": state["pixels"],
+        "training_hours": round(state["seconds"] / 3600, 2),
+        "training": training,
+        "metrics": _last_validation(checkpoint),
+        "data_licences": data_licences,
+        "limits": LIMITS,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.safetensors"
+    weights.save(model, path, card)
+    return path
+
+
+def _last_validation(checkpoint: Path) -> Any:
+    """Newest validation row of the run's log (rate estimated by the model), or None."""
+    try:
+        lines = (checkpoint.parent / "log.jsonl").read_text().splitlines()
+    except OSError:
+        return None
+    rows = [row for row in map(json.loads, lines) if "validation" in row]
+    return rows[-1]["validation"] if rows else None

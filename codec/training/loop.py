@@ -1,0 +1,267 @@
+"""The training loop: three phases, one resumable command."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from mcodec.errors import TrainingError
+from mcodec.model import Cascade, preset
+from mcodec.model.cascade import BETA, Trained
+from mcodec.model.config import LEVELS
+from mcodec.training.config import TrainConfig
+from mcodec.training.data import Crops, load_pictures, validation_batch
+
+#: What the encoder alone uses; frozen in the last phase.
+ENCODER_PARTS = ("analysis.", ".posterior.", ".mix.", ".correct.")
+#: Levels at which validation is measured.
+VALIDATION_LEVELS = (25, 76, 127, 178, 229)
+
+#: A run ends with an error after so many steps in a row without a finite gradient.
+MAX_BAD_STEPS = 20
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def _is_encoder(name: str) -> bool:
+    return any(part in name for part in ENCODER_PARTS)
+
+
+class Trainer:
+    """State of a run: model, optimizer, EMA, data, step. Multi-GPU runs start one per process (torchrun)."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.world, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        self.device = self._device()
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        torch.manual_seed(config.seed)
+        self.model = Cascade(preset(config.preset)).to(self.device)
+        if self.device.type == "cuda":
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.gumbel = self.model.config.assignment == "gumbel"
+        torch.manual_seed(config.seed + 1 + self.rank)
+        self.optimizer = self._optimizer()
+        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+        self.crops = Crops(
+            load_pictures(config.data), config.crop, config.batch, config.seed + self.rank, self.device
+        )
+        self.validation: Tensor | None = None
+        if config.validation:
+            pictures = load_pictures(config.validation, config.validation_pictures)
+            self.validation = validation_batch(pictures, min(config.crop, 256), len(pictures)).to(self.device)
+        self.step = 0
+        self.bad_steps = 0
+        self.seconds = 0.0
+        self.pixels = 0
+
+    def _device(self) -> torch.device:
+        name = self.config.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and self.world > 1:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device(name)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        context = [p for n, p in self.model.named_parameters() if ".context." in n]
+        rest = [p for n, p in self.model.named_parameters() if ".context." not in n]
+        groups = [
+            {"params": rest, "base": self.config.learning_rate},
+            {"params": context, "base": self.config.context_learning_rate},
+        ]
+        return torch.optim.Adam([g for g in groups if g["params"]], lr=self.config.learning_rate, betas=(0.9, 0.99))
+
+    # ---- one step -----------------------------------------------------------------------------------------
+
+    def _levels(self, count: int) -> Tensor:
+        return torch.randint(LEVELS, (count,), generator=self.crops.generator).to(self.device)
+
+    def _loss(self, out: Trained, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss, squared error per picture)."""
+        pixels = x.shape[2] * x.shape[3]
+        config = self.model.config
+        ratio = config.lambda_max / config.lambda_min
+        lam = config.lambda_min * ratio ** (level.float() / (LEVELS - 1))
+        error = (out.picture - x).square().mean((1, 2, 3))
+        loss = lam * 255**2 * error
+        if not self.gumbel:
+            assert out.commitment is not None
+            beta = self.config.commitment * BETA / math.log(2)
+            loss = loss + (out.bits + beta * out.commitment) / pixels
+        weight = (lam / math.sqrt(config.lambda_min * config.lambda_max)) ** -self.config.lambda_weight
+        assert out.overload is not None
+        return (weight * loss).mean() + 0.01 * out.overload / (pixels * len(x)), error.detach()
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step; returns what a log line holds."""
+        config, phase = self.config, self.config.phase(self.step, self.gumbel)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not (phase == "frozen" and _is_encoder(name)))
+        factor = config.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["base"]
+        x, level = self.crops.next(), self._levels(config.batch)
+        mode = "hard" if phase == "frozen" else phase
+        if self.step == 0 and not self.gumbel:
+            with torch.no_grad():
+                self.model(x, torch.full_like(level, LEVELS - 1), mode, calibrate=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+            out = self.model(x, level, mode)
+            loss, error = self._loss(out, x, level)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._reduce()
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        if math.isfinite(norm):  # a step that overflowed is skipped, not spread
+            self.optimizer.step()
+            self.bad_steps = 0
+        else:
+            self.bad_steps += 1
+            if self.bad_steps >= MAX_BAD_STEPS:
+                raise TrainingError(f"gradients are not finite since {self.bad_steps} steps (step {self.step})")
+        self._update_average()
+        self.step += 1
+        self.pixels += x.shape[0] * x.shape[2] * x.shape[3] * self.world
+        per_pixel = x.shape[2] * x.shape[3]
+        return {
+            "step": self.step,
+            "phase": phase,
+            "loss": float(loss.detach()),
+            "bpp": float(sum(b.mean() for b in out.stage_bits)) / per_pixel,
+            "psnr": float(-10 * error.log10().mean()),
+            "stage_bpp": [float(b.mean()) / per_pixel for b in out.stage_bits],
+            "used": out.used,
+            "norm": norm,
+            "rate": factor,
+        }
+
+    def _reduce(self) -> None:
+        if self.world == 1:
+            return
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        for name, parameter in self.model.named_parameters():
+            self.average[name].lerp_(parameter, 1 - decay)
+
+    # ---- validation ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """bpp and PSNR with averaged weights and codes as a file would hold them (rate from the model)."""
+        if self.validation is None:
+            return {}
+        phase = self.config.phase(max(0, self.step - 1), self.gumbel)
+        mode = "hard" if phase == "frozen" else phase
+        state = torch.get_rng_state()  # validation must not change the run
+        current = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+        self._assign(self.average)
+        x, rows = self.validation, []
+        for level in VALIDATION_LEVELS:
+            bits = error = 0.0
+            for part in x.split(4):
+                out = self.model(part, torch.full((len(part),), level, device=self.device), mode)
+                bits += float(sum(b.sum() for b in out.stage_bits))
+                mse = (out.picture.clamp(-0.5, 0.5) - part).square().mean((1, 2, 3))
+                error += float((-10 * mse.log10()).sum())
+            rows.append({"level": level, "bpp": bits / x[:, 0].numel(), "psnr": error / len(x)})
+        self._assign(current)
+        torch.set_rng_state(state)
+        score = sum(
+            math.log2(r["bpp"] + 1e-9) - (r["psnr"] - 32) / 6.02 * 2 for r in rows
+        ) / len(rows)  # falls by 1 when the rate halves at equal PSNR, roughly
+        return {"step": self.step, "validation": rows, "score": score}
+
+    @torch.no_grad()
+    def _assign(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(values[name])
+
+    # ---- checkpoints --------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Everything a resumed run needs, through a temporary file so that a crash leaves the former one."""
+        state = {
+            "config": self.config.to_dict(),
+            "model": self.model.state_dict(),
+            "model_config": self.model.config.to_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+            "pixels": self.pixels,
+            "rng": torch.get_rng_state(),
+            "crops": self.crops.generator.get_state(),
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def load(self, path: Path) -> None:
+        """Resume from `save`."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise TrainingError(f"cannot read checkpoint {path}: {error}") from error
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = {k: v.to(self.device) for k, v in state["average"].items()}
+        self.step, self.seconds, self.pixels = state["step"], state["seconds"], state["pixels"]
+        torch.set_rng_state(state["rng"])
+        self.crops.generator.set_state(state["crops"])
+
+    # ---- the run ------------------------------------------------------------------------------------------
+
+    def run(self, report: Report = lambda row: None) -> None:
+        """Train to the end (or for `minutes`), writing log.jsonl and checkpoint.pt into the run's folder."""
+        folder = Path(self.config.out)
+        checkpoint = folder / "checkpoint.pt"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=1))
+        began = last_saved = time.monotonic()
+        before = self.seconds
+        with (folder / "log.jsonl").open("a") as log:
+
+            def write(row: dict[str, Any]) -> None:
+                if row and self.rank == 0:
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+                report(row)
+
+            while self.step < self.config.steps:
+                row = self.train_step()
+                now = time.monotonic()
+                self.seconds = before + now - began
+                row["seconds"] = round(self.seconds, 1)
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    write(row)
+                else:
+                    report(row)
+                if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
+                    write(self.validate())
+                stop = self.config.minutes and now - began > self.config.minutes * 60
+                if self.rank == 0 and (stop or now - last_saved > self.config.checkpoint_minutes * 60):
+                    self.save(checkpoint)
+                    last_saved = now
+                if stop:
+                    return
+        if self.rank == 0:
+            self.save(checkpoint)

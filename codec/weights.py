@@ -1,0 +1,172 @@
+"""Released weights: a `.safetensors` file and its model card.
+
+Everything that decides probabilities is stored as integers; the rest as float16 or float32. The card beside the
+file (`NAME.json`) says what the weights are and holds the SHA-256 that is checked on loading; the first 8 bytes of
+that hash are the fingerprint that a .mci file names its weights by. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcodec.errors import ModelError
+
+if TYPE_CHECKING:
+    from mcodec.model import Cascade
+
+#: Loaded when no model is named.
+DEFAULT = "cascade"
+FINGERPRINT_BYTES = 8
+
+
+def folder() -> Path:
+    """Where the installed package keeps its released weights."""
+    import mcodec.checkpoints as checkpoints
+
+    return Path(next(iter(checkpoints.__path__)))
+
+
+def find(model: str | Path | None = None) -> Path:
+    """The weights file of a released name or a path; ModelError names what is there."""
+    name = str(model) if model is not None else DEFAULT
+    path = folder() / f"{name}.safetensors"
+    if path.is_file():
+        return path
+    path = Path(name)
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    known = ", ".join(sorted(p.stem for p in folder().glob("*.safetensors"))) or "none"
+    raise ModelError(f"no weights {name!r}; released: {known}; or give the path of a .safetensors file")
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The model card beside a weights file."""
+    card = path.with_suffix(".json")
+    try:
+        data = json.loads(card.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the model card {card.name}: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"the model card {card.name} is not a JSON object")
+    return data
+
+
+def list_models() -> list[dict[str, Any]]:
+    """Cards of the released weights, each with `file`; reads no weights."""
+    return [
+        {"file": path.name, "default": path.stem == DEFAULT, **read_card(path)}
+        for path in sorted(folder().glob("*.safetensors"))
+    ]
+
+
+def save(model: Cascade, path: Path, card: dict[str, Any]) -> dict[str, Any]:
+    """Write weights and card; returns the card with hash and size."""
+    from safetensors.torch import save as serialize
+
+    from mcodec.files import write_bytes
+
+    content = serialize(release_tensors(model), {"config": json.dumps(model.config.to_dict())})
+    card = {**card, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    write_bytes(path, content)
+    write_bytes(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    return card
+
+
+def load(path: Path) -> tuple[Cascade, bytes]:
+    """Model in evaluation mode and fingerprint; ModelError where file, card and hash do not agree."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load as parse
+
+    from mcodec.model import Cascade, ModelConfig
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read weights {path}: {error}") from error
+    digest = hashlib.sha256(content)
+    card = read_card(path)
+    if card.get("sha256") != digest.hexdigest():
+        raise ModelError(f"weights {path.name} do not have the SHA-256 that their card names: file damaged?")
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        config = ModelConfig.from_dict(json.loads(header["__metadata__"]["config"]))
+        tensors = parse(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"weights {path.name} are not a model of mcodec: {error}") from error
+    with torch.device("meta"):
+        skeleton = Cascade(config)
+    model = skeleton.to_empty(device="cpu")
+    load_tensors(model, tensors)
+    return model.eval(), digest.digest()[:FINGERPRINT_BYTES]
+
+
+def release_tensors(model: Cascade) -> dict[str, Any]:
+    """State of a trained model as a release stores it."""
+    import torch
+
+    from mcodec.model.context import IntegerLayer, QualityTable
+    from mcodec.model.layers import Exact1x1
+    from mcodec.model.quantizer import Codebooks
+
+    tensors: dict[str, torch.Tensor] = {"precision": model.precision}
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, IntegerLayer):
+                weight, bias = module.integers()
+                tensors[f"{name}.weight"], tensors[f"{name}.bias"] = weight.to(torch.int8), bias.to(torch.int32)
+            elif isinstance(module, QualityTable):
+                rows = module.rows if len(module.rows) else module.table()
+                tensors[f"{name}.rows"] = rows.to(torch.int8)
+            elif isinstance(module, Codebooks):
+                codewords, weights, coordinates = module.integers()
+                tensors[f"{name}.integer_codewords"] = codewords
+                tensors[f"{name}.integer_log_weights"] = weights
+                tensors[f"{name}.coordinates"] = coordinates
+                tensors[f"{name}.codewords"] = module.codewords.detach()
+            else:
+                for key, value in module.named_parameters(recurse=False):
+                    half = not isinstance(module, Exact1x1) and value.dim() > 2
+                    tensors[f"{name}.{key}"] = value.detach().half() if half else value.detach()
+    return {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
+
+
+def load_tensors(model: Cascade, tensors: dict[str, Any]) -> None:
+    """Inverse of `release_tensors`; ModelError names what is missing or has the wrong shape."""
+    import torch
+
+    from mcodec.model.context import IntegerLayer, QualityTable
+    from mcodec.model.quantizer import Codebooks
+
+    def take(key: str, like: torch.Tensor | None = None) -> torch.Tensor:
+        if key not in tensors:
+            raise ModelError(f"weights lack {key}")
+        value: torch.Tensor = tensors[key]
+        if like is not None and value.shape != like.shape:
+            raise ModelError(f"weights: {key} has shape {list(value.shape)}, not {list(like.shape)}")
+        return value
+
+    with torch.no_grad():
+        model.precision = take("precision", model.precision)
+        for name, module in model.named_modules():
+            if isinstance(module, IntegerLayer):
+                module.load_integers(
+                    take(f"{name}.weight", module.weight), take(f"{name}.bias", module.bias)
+                )
+            elif isinstance(module, QualityTable):
+                module.rows = take(f"{name}.rows")
+                module.anchors.zero_()  # a released model has the table only
+            elif isinstance(module, Codebooks):
+                module.codewords.copy_(take(f"{name}.codewords", module.codewords))
+                module.integer_codewords = take(f"{name}.integer_codewords", module.codewords)
+                module.integer_log_weights = take(f"{name}.integer_log_weights", module.log_weights)
+                module.coordinates = take(f"{name}.coordinates", module.codewords)
+                module.log_weights.zero_()
+                module.temperature.fill_(1.0)
+            else:
+                for key, value in module.named_parameters(recurse=False):
+                    value.copy_(take(f"{name}.{key}", value))

@@ -1,0 +1,1 @@
+"""Kernels: one file per operation, a plain torch reference in each."""

@@ -1,0 +1,75 @@
+"""Build script: maps the top-level folders to one import package, ``mcodec``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+
+# Folder -> import package. Every folder with an __init__.py must be listed (tests/test_packaging.py checks it).
+PACKAGES = {
+    "mcodec": "codec",
+    "mcodec.entropy": "codec/entropy",
+    "mcodec.image": "codec/image",
+    "mcodec.model": "codec/model",
+    "mcodec.training": "codec/training",
+    "mcodec.kernels": "kernels",
+    "mcodec.cli": "cli",
+    "mcodec.bench": "bench",
+    "mcodec.checkpoints": "checkpoints",
+}
+
+
+def version() -> str:
+    text = (ROOT / "codec" / "_version.py").read_text()
+    match = re.search(r'__version__ = "([^"]+)"', text)
+    if match is None:
+        raise RuntimeError("no __version__ in codec/_version.py")
+    return match.group(1)
+
+
+setup(
+    name="mcodec",
+    version=version(),
+    description="Learned image codec: vector-quantized latents under a conditional Gaussian-mixture prior",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=list(PACKAGES),
+    package_dir=PACKAGES,
+    package_data={
+        "mcodec": ["py.typed"],
+        "mcodec.checkpoints": ["*.safetensors", "*.json"],
+        "mcodec.bench": ["anchors/*.json"],
+    },
+    ext_modules=[
+        # optional: without a compiler the numpy reference takes over (codec/entropy/coder.py warns).
+        Extension(
+            "mcodec.entropy._rans",
+            ["codec/entropy/_rans.c"],
+            extra_compile_args=["-O3"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    install_requires=[
+        "torch>=2.11",
+        "numpy>=1.26",
+        "pillow>=11",
+        "safetensors>=0.5",
+        "click>=8.1",
+        "rich>=13",
+    ],
+    extras_require={
+        "train": ["matplotlib>=3.8"],
+        "bench": ["compressai>=1.2.8", "matplotlib>=3.8", "bjontegaard>=1.3"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", "matplotlib>=3.8"],
+    },
+    entry_points={"console_scripts": ["mcodec = mcodec.cli.main:main"]},
+)

@@ -1,0 +1,306 @@
+"""The command line through real files: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mcodec.cli import main as entry
+
+COMMANDS = ("encode", "decode", "info", "models", "train", "export")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error) of a command line."""
+    status = entry.run([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path, status: int = 1) -> str:
+    """The message of a command line that must fail in one line."""
+    got, out, err = run(capsys, *arguments)
+    assert (got, out) == (status, "")
+    assert err.startswith("mcodec: error: ") and err.count("\n") == 1, err
+    return err.removeprefix("mcodec: error: ")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A small picture with smooth colour and an edge."""
+    y, x = np.mgrid[:50, :70]
+    array = np.stack([3 * x, 4 * y, 200 * (x > y)], -1).astype(np.uint8)
+    path = tmp_path / "in.png"
+    Image.fromarray(array).save(path)
+    return path
+
+
+@pytest.fixture
+def coded(picture: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The picture as a .mci file."""
+    assert run(capsys, "encode", picture)[0] == 0
+    return picture.with_suffix(".mci")
+
+
+# ---- help ----
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0
+    assert "Examples:" in out and f"  mcodec {command}" in out
+
+
+def test_help_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys)
+    assert status == 0
+    assert all(f"\n  {command} " in out for command in COMMANDS)
+
+
+def test_help_and_info_do_not_import_torch(tmp_path: Path) -> None:
+    (tmp_path / "x.mci").write_bytes(b"not one")
+    script = (
+        "import sys; from mcodec.cli.main import run; "
+        "assert run(['--help']) == 0; assert run(['info', 'x.mci']) == 1; assert run(['models']) == 0; "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version_names_weights_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    import mcodec
+    from mcodec import entropy, weights
+
+    status, out, _ = run(capsys, "--version")
+    default = next(card for card in weights.list_models() if card["default"])
+    assert status == 0
+    assert out.splitlines()[0] == f"mcodec {mcodec.__version__}"
+    assert f"{weights.DEFAULT} {default['sha256'][:8]}" in out
+    assert f"entropy coder {entropy.backend()}, torch " in out
+
+
+# ---- there and back ----
+
+
+def test_default_names_and_report(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "encode", picture)
+    coded = picture.with_suffix(".mci")
+    size = coded.stat().st_size
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{coded}: {size:,} bytes, {8 * size / 3500:.2f} bpp, ") and out.endswith(" s\n")
+    picture.unlink()
+    status, out, err = run(capsys, "decode", coded)
+    assert (status, err) == (0, "") and out.startswith(f"{picture}: 70 x 50, ")
+    with Image.open(picture) as image:
+        assert (image.size, image.mode, image.format) == ((70, 50), "RGB", "PNG")
+
+
+@pytest.mark.parametrize(("suffix", "format"), [(".jpg", "JPEG"), (".webp", "WEBP"), (".bmp", "BMP")])
+def test_suffix_chooses_the_format(
+    suffix: str, format: str, coded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = coded.with_name(f"copy{suffix}")
+    assert run(capsys, "decode", coded, out)[0] == 0
+    with Image.open(out) as image:
+        assert (image.size, image.format) == ((70, 50), format)
+
+
+def test_command_line_and_api_write_the_same_file(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import mcodec
+
+    out = picture.with_name("q80.mci")
+    assert run(capsys, "encode", picture, out, "-q", "80")[0] == 0
+    with Image.open(picture) as image:
+        assert out.read_bytes() == mcodec.load().encode(image.convert("RGB"), quality=80)
+
+
+def test_output_into_a_folder(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = picture.with_name("there")
+    folder.mkdir()
+    assert run(capsys, "encode", picture, folder)[0] == 0
+    assert (folder / "in.mci").is_file()
+
+
+def test_force_overwrites(picture: Path, coded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = coded.read_bytes()
+    coded.write_bytes(b"old")
+    assert run(capsys, "encode", picture, "--force")[0] == 0
+    assert coded.read_bytes() == good
+
+
+def test_info(coded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "info", coded)
+    assert status == 0 and "70" in out and "50" in out
+    status, out, _ = run(capsys, "info", coded, "--json")
+    fields = json.loads(out)
+    assert status == 0 and (fields["width"], fields["height"]) == (70, 50)
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "models")
+    assert status == 0 and "* cascade " in out
+    status, out, _ = run(capsys, "models", "--json")
+    cards = json.loads(out)
+    assert status == 0 and [c["file"] for c in cards if c["default"]] == ["cascade.safetensors"]
+
+
+# ---- failures ----
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "info", "export"])
+def test_missing_input(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.png" in fails(capsys, command, tmp_path / "nowhere.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_not_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.png").write_text("no pixels here")
+    assert "notes.png" in fails(capsys, "encode", tmp_path / "notes.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.png"]
+
+
+def _foreign(data: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def _truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+
+
+def _emptied(data: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [_foreign, _truncated, _flipped, _emptied])
+def test_damaged_file(
+    damage: Callable[[bytes], bytes], coded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = coded.with_name("bad.mci")
+    bad.write_bytes(damage(coded.read_bytes()))
+    fails(capsys, "decode", bad)
+    assert not bad.with_suffix(".png").exists()
+    fails(capsys, "info", bad)
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_refuses_to_overwrite(
+    command: str, picture: Path, coded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = (picture, coded) if command == "encode" else (coded, picture)
+    before = target.read_bytes()
+    assert "--force" in fails(capsys, command, source)
+    assert target.read_bytes() == before
+
+
+def test_input_is_never_the_output(coded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = coded.read_bytes()
+    assert "both input and output" in fails(capsys, "decode", coded, coded, "--force")
+    assert coded.read_bytes() == before
+
+
+def test_unwritable_outputs(picture: Path, coded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(picture.parent.iterdir())
+    assert "no such folder" in fails(capsys, "encode", picture, picture.parent / "none" / "x.mci")
+    fails(capsys, "decode", coded, coded.with_suffix(".unknown"))
+    assert sorted(picture.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("quality", ["0", "101", "-3", "nan", "best"])
+def test_bad_quality(quality: str, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "quality" in fails(capsys, "encode", picture, "-q", quality, status=2)
+    assert not picture.with_suffix(".mci").exists()
+
+
+def test_unknown_weights(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'other'" in fails(capsys, "encode", picture, "--model", "other")
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["encode"], ["encode", "a.png", "--device", "abacus"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, *arguments, status=2)
+
+
+def test_interrupt(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mcodec.cli.coding.load_codec", interrupted)
+    status, _, err = run(capsys, "encode", picture)
+    assert status == 130 and "interrupted" in err
+    assert not picture.with_suffix(".mci").exists()
+
+
+# ---- training ----
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Gives torch its number of threads back after a test that changes it."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_train_export_encode_decode(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A few steps on one picture give weights that code it; other weights refuse the file."""
+    folder = picture.parent
+    large = folder / "large.png"
+    with Image.open(picture) as image:
+        image.resize((160, 140)).save(large)
+    config = folder / "run.json"
+    settings: dict[str, object] = {"preset": "cascade-small", "crop": 128, "batch": 2, "data": str(large)}
+    settings["validation"] = [str(large)]
+    config.write_text(json.dumps(settings))
+    out, weights = folder / "run", folder / "tiny.safetensors"
+
+    train = ("train", "--config", config, "--out", out, "--device", "cpu", "--threads", "1")
+    status, text, err = run(capsys, *train, "--steps", "2,1,1")
+    assert status == 0 and "step 4 of 4" in text, err
+    assert "bpp" in err and "ETA" in err
+    assert "--resume" in fails(capsys, *train)
+    status, text, err = run(capsys, *train, "--steps", "2,1,2", "--resume")
+    assert status == 0 and "step 5 of 5" in text, err
+
+    export = ("export", out / "checkpoint.pt", "--out", folder, "--name", "tiny")
+    assert run(capsys, *export)[0] == 0
+    assert weights.is_file() and weights.with_suffix(".json").is_file()
+    assert "--force" in fails(capsys, *export)
+    assert run(capsys, "encode", picture, "--model", weights)[0] == 0
+    coded = picture.with_suffix(".mci")
+    assert "weights" in fails(capsys, "decode", coded, folder / "back.png")
+    assert not (folder / "back.png").exists()
+    assert run(capsys, "decode", coded, folder / "back.png", "--model", weights)[0] == 0
+    with Image.open(folder / "back.png") as image:
+        assert image.size == (70, 50)
+
+
+@pytest.mark.parametrize("steps", ["3", "1,2", "1,2,-3", "a,b,c"])
+def test_bad_steps(steps: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "noise,hard,frozen" in fails(capsys, "train", "--steps", steps, status=2)
+
+
+def test_training_needs_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert "--data" in fails(capsys, "train", "--out", out)
+    assert "nothing" in fails(capsys, "train", "--out", out, "--data", tmp_path / "nothing")
+    (tmp_path / "run.json").write_text('{"batches": 3}')
+    assert "batches" in fails(capsys, "train", "--config", tmp_path / "run.json")

@@ -1,0 +1,181 @@
+"""Networks: the starting point, the integer context network, the prior."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import TINY, lively
+from mcodec.errors import ModelError
+from mcodec.kernels import context_layer
+from mcodec.kernels.pvq_assign import pvq_assign
+from mcodec.model import PRESETS, Cascade, ModelConfig, StageConfig, dct, level_of, quality_of
+from mcodec.model.context import IntegerLayer
+from mcodec.model.prior import mixture_logits, noisy_bits, precision_table, sigma
+from mcodec.model.quantizer import lattice
+
+
+def test_basis_is_orthonormal() -> None:
+    for stride, count in ((4, 48), (8, 64), (16, 32), (64, 24)):
+        flat = dct.basis(stride, count).flatten(1)
+        assert torch.allclose(flat @ flat.T, torch.eye(len(flat), dtype=flat.dtype), atol=1e-9)
+
+
+def test_pyramid_down_is_the_block_transform() -> None:
+    """Applying `down` to stride-4 pixels gives the 8x8 DCT coefficients at half scale."""
+    x = torch.randn(1, 3, 16, 16)
+    pixels = torch.nn.functional.pixel_unshuffle(torch.nn.functional.pixel_unshuffle(x, 4), 2)
+    coefficients = torch.einsum("nk,bkhw->bnhw", dct.down(4, 48, 20), pixels)
+    block = dct.basis(8, 20).float()
+    expected = torch.einsum("ncij,cij->n", block, x[0, :, :8, 8:16]) / 2
+    assert torch.allclose(coefficients[0, :, 0, 1], expected, atol=1e-5)
+
+
+def test_untrained_model_is_already_a_codec() -> None:
+    """From the DCT start, finer quality means a better picture, without one training step."""
+    torch.manual_seed(0)
+    model = Cascade(PRESETS["cascade-small"]).eval()
+    ramp = torch.linspace(-0.4, 0.4, 128)
+    x = (ramp[:, None] * torch.sin(ramp * 40)[None, :]).expand(1, 3, 128, 128).contiguous()
+    errors = []
+    with torch.no_grad():
+        model(x, torch.tensor([255.0]), "noise", calibrate=True)
+        for level in (0.0, 128.0, 255.0):
+            picture = model(x, torch.tensor([level]), "noise").picture
+            errors.append(float(-10 * (picture - x).square().mean().log10()))
+    assert errors[0] > 22 and errors[0] < errors[1] < errors[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.int64, torch.bfloat16], ids=str)
+def test_context_layers_are_exact_in_every_type(dtype: torch.dtype) -> None:
+    """float32 gives the integers that int64 gives, at the largest fan-in and with extreme values."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(-127, 128, (2, 512, 5, 7), generator=generator)
+    w = torch.randint(-127, 128, (33, 512), generator=generator)
+    x[0], w[0] = 127, 127  # the largest accumulator there is
+    b = torch.randint(-5000, 5000, (33,), generator=generator)
+    exact = context_layer.pointwise(x, w, b, 7, -127, 127)
+    depth = torch.randint(-127, 128, (512, 3, 3), generator=generator)
+    exact_depth = context_layer.depthwise(x, depth, b.repeat(16)[:512], 6, -127, 127)
+    # bfloat16 operands go into float32 accumulators, as tensor cores do
+    held = x.to(dtype).float() if dtype is torch.bfloat16 else x.to(dtype)
+    for other in (held, x.float()):
+        assert torch.equal(context_layer.pointwise(other, w, b, 7, -127, 127).long(), exact)
+        got = context_layer.depthwise(other, depth, b.repeat(16)[:512], 6, -127, 127)
+        assert torch.equal(got.long(), exact_depth)
+
+
+def test_depthwise_against_python_integers() -> None:
+    x = torch.tensor([[[[1, -2, 3], [4, 5, -6]]]])
+    w = torch.tensor([[[1, 2, 3], [-4, 5, 6], [7, 8, -9]]])
+    got = context_layer.depthwise(x, w, torch.tensor([10]), 2, -100, 100)
+    for i in range(2):
+        for j in range(3):
+            acc = 10
+            for di in (-1, 0, 1):
+                for dj in (-1, 0, 1):
+                    if 0 <= i + di < 2 and 0 <= j + dj < 3:
+                        acc += int(w[0, di + 1, dj + 1]) * int(x[0, 0, i + di, j + dj])
+            assert int(got[0, 0, i, j]) == (acc + 2) >> 2
+
+
+def test_training_forward_has_the_integers_of_inference() -> None:
+    """Fake quantization: with gradients enabled the layer returns what it returns without."""
+    torch.manual_seed(3)
+    x = torch.randint(-127, 128, (2, 24, 9, 8)).float()
+    for shape, shift in (((24, 24), 7), ((24, 3, 3), 6)):
+        layer = IntegerLayer(shape, shift)
+        trained = layer(x)
+        with torch.no_grad():
+            assert torch.equal(trained, layer(x))
+        trained.sum().backward()
+        assert layer.weight.grad is not None and float(layer.weight.grad.abs().sum()) > 0
+
+
+def test_integer_weights_survive_a_round_trip() -> None:
+    layer, other = IntegerLayer((8, 16), 7), IntegerLayer((8, 16), 7)
+    with torch.no_grad():
+        layer.bias.normal_()
+    other.load_integers(*layer.integers())
+    assert all(torch.equal(a, b) for a, b in zip(layer.integers(), other.integers(), strict=True))
+
+
+def test_context_fan_in_is_bounded() -> None:
+    for config in PRESETS.values():
+        assert config.context_channels <= 512
+        assert config.prior == "static" or max(s.width for s in config.stages) <= 512
+    with pytest.raises(ModelError, match="24-bit"):
+        ModelConfig("x", (StageConfig(8, 1, 9),), {8: 8, 4: 48}, {}, {}, context_channels=513)
+
+
+def test_lattice_starts_at_the_origin() -> None:
+    points, radius = lattice(StageConfig(8, groups=1, codewords=225))
+    assert radius == 7 and points[0].tolist() == [0, 0] and len(points.unique(dim=0)) == 225
+    with pytest.raises(ValueError, match="no square lattice"):
+        lattice(StageConfig(8, groups=1, codewords=200))
+
+
+def test_precision_table_matches_the_gaussian() -> None:
+    """The odds of a neighbouring step are those of a Gaussian integrated over steps."""
+    table = precision_table()
+    assert table.dtype == torch.int32 and int(table.min()) >= 1 and int(table.max()) <= 2**14
+    index = torch.tensor(60.0)
+    bits = noisy_bits(torch.tensor([0.0, 1.0]), torch.zeros(2), index.expand(2))
+    codewords = torch.tensor([[[0.0], [1.0]]])
+    logits = mixture_logits(codewords, torch.zeros(1, 2), torch.zeros(1, 1, 1, 1), index.reshape(1, 1, 1, 1), table)
+    odds = float(logits[0, 0, 0, 0] - logits[0, 0, 0, 1]) / math.log(2)
+    assert odds == pytest.approx(float(bits[1] - bits[0]), rel=0.02)
+    assert float(sigma(torch.tensor(16.0))) == pytest.approx(0.16)
+
+
+def test_mixture_logits_against_the_definition() -> None:
+    torch.manual_seed(0)
+    codewords, weights = torch.randn(3, 7, 2) * 3, torch.randn(3, 7)
+    g, s = torch.randint(-60, 60, (2, 3, 2, 5)).float(), torch.randint(40, 100, (2, 3, 2, 5)).float()
+    table = precision_table()
+    got = mixture_logits(codewords, weights, g, s, table)
+    nats = table[s.long()] * (math.log(2) / 64 * 256 / 1024)
+    for b, m, p, k in ((0, 0, 0, 0), (1, 2, 4, 6), (0, 1, 3, 2)):
+        square = nats[b, m, :, p] * (codewords[m, k] - g[b, m, :, p] / 16) ** 2
+        # the expanded square leaves out what does not depend on k
+        rest = (nats[b, m, :, p] * (g[b, m, :, p] / 16) ** 2).sum()
+        assert float(got[b, m, p, k]) == pytest.approx(float(weights[m, k] - square.sum() + rest), abs=2e-3)
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 24])
+def test_assignment_against_brute_force(chunk: int) -> None:
+    torch.manual_seed(0)
+    v, mu, logits = torch.randn(2, 3, 2, 11), torch.randn(3, 13, 2), torch.randn(2, 3, 11, 13)
+    distance = (v.transpose(2, 3)[:, :, :, None] - mu[None, :, None]).square().sum(4)
+    assert torch.equal(pvq_assign(v, mu, 2.0, logits, chunk), (2.0 * distance - logits).argmin(3))
+    assert torch.equal(pvq_assign(v, mu, 1.0, None, chunk), distance.argmin(3))
+    assert pvq_assign(v[..., :0], mu, 1.0).shape == (2, 3, 0)
+
+
+def test_quality_levels() -> None:
+    assert [level_of(q) for q in (1, 100)] == [0, 255]
+    assert all(abs(quality_of(level_of(q)) - q) < 0.2 for q in range(1, 101))
+    with pytest.raises(ValueError, match="from 1 to 100"):
+        level_of(0)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_configurations_survive_json(name: str) -> None:
+    import json
+
+    config = PRESETS[name]
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ModelError):
+        ModelConfig.from_dict({"name": "x"})
+
+
+@pytest.mark.parametrize("mode", ["noise", "hard"])
+def test_training_modes_reach_every_parameter(mode: str) -> None:
+    model = lively(TINY).train()
+    x, level = torch.rand(2, 3, 64, 64) - 0.5, torch.tensor([30.0, 200.0])
+    out = model(x, level, mode)
+    (out.bits.sum() / 1000 + (out.picture - x).square().sum()).backward()
+    idle = {n for n, p in model.named_parameters() if p.grad is None or float(p.grad.abs().sum()) == 0}
+    expected = {n for n in idle if "temperature" in n or ".embed." in n or "log_weights" in n or "codewords" in n}
+    assert idle == expected, idle - expected

@@ -1,0 +1,144 @@
+"""Training: data, configuration, the resumable loop, export."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mcodec import weights
+from mcodec.errors import ModelError, TrainingError
+from mcodec.model import config as model_config
+from mcodec.training.config import TrainConfig
+from mcodec.training.data import Crops, load_pictures, validation_batch
+from mcodec.training.export import export
+from mcodec.training.loop import Trainer
+from PIL import Image
+
+from conftest import TINY
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "shard.tar"
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w") as archive:
+        for index in range(3):
+            buffer = io.BytesIO()
+            base = np.kron(rng.integers(0, 255, (12, 12, 3)), np.ones((8, 8, 1)))
+            Image.fromarray(base.astype(np.uint8)).save(buffer, "PNG")
+            member = tarfile.TarInfo(f"../../{index}.png")  # names reach no file system
+            member.size = buffer.tell()
+            buffer.seek(0)
+            archive.addfile(member, buffer)
+    return path
+
+
+@pytest.fixture
+def config(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.setitem(model_config.PRESETS, "tiny", TINY)
+    return TrainConfig(
+        preset="tiny", data=(str(shard),), validation=(str(shard),), out=str(tmp_path / "run"), noise_steps=3,
+        hard_steps=3, frozen_steps=2, batch=2, crop=64, warmup=2, device="cpu", validate_every=4, log_every=1,
+    )
+
+
+def test_shards_and_folders(shard: Path, tmp_path: Path) -> None:
+    assert [tuple(p.shape) for p in load_pictures([shard])] == [(3, 96, 96)] * 3
+    assert len(load_pictures([tmp_path])) == 3
+    assert len(load_pictures([shard], limit=2)) == 2
+    assert validation_batch(load_pictures([shard]), 64, 2).shape == (2, 3, 64, 64)
+
+
+def test_data_errors(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no pictures in"):
+        load_pictures([tmp_path])
+    with pytest.raises(TrainingError, match="cannot read training data"):
+        load_pictures([tmp_path / "absent.tar"])
+    (tmp_path / "bad.png").write_text("text")
+    with pytest.raises(TrainingError, match=r"cannot read bad\.png"):
+        load_pictures([tmp_path])
+    with pytest.raises(TrainingError, match="at least 512x512"):
+        Crops([torch.zeros(3, 96, 96, dtype=torch.uint8)], 512, 1, 0, torch.device("cpu"))
+
+
+def test_unknown_options_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"learning_rat": 1}))
+    with pytest.raises(TrainingError, match="unknown training option learning_rat;"):
+        TrainConfig.from_file(path)
+    path.write_text(json.dumps({"data": "a.tar", "batch": 7}))
+    assert TrainConfig.from_file(path).data == ("a.tar",)
+
+
+def test_phases_and_rate(config: TrainConfig) -> None:
+    assert [config.phase(s) for s in (0, 2, 3, 5, 6)] == ["noise", "noise", "hard", "hard", "frozen"]
+    assert config.phase(0, gumbel=True) == "gumbel"
+    assert config.rate(0) == 0.5 and config.rate(2) == 1.0
+    assert config.rate(config.steps - 1) < 0.1
+
+
+def test_resume_reproduces_the_uninterrupted_run(config: TrainConfig) -> None:
+    straight = Trainer(config)
+    straight.run()
+    first = Trainer(config.updated(out=config.out + "2"))
+    for _ in range(4):
+        first.train_step()
+    path = Path(config.out + "2") / "checkpoint.pt"
+    path.parent.mkdir()
+    first.save(path)
+    second = Trainer(config.updated(out=config.out + "2"))
+    second.load(path)
+    second.run()
+    assert second.step == straight.step == config.steps
+    for (name, a), b in zip(straight.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    rows = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+    assert {r["phase"] for r in rows if "phase" in r} == {"noise", "hard", "frozen"}
+    assert [r["step"] for r in rows if "validation" in r] == [4, 8]
+
+
+def test_frozen_phase_leaves_the_encoder(config: TrainConfig) -> None:
+    trainer = Trainer(config.updated(noise_steps=1, hard_steps=1, frozen_steps=1))
+    trainer.train_step()
+    trainer.train_step()
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.train_step()
+    changed = {k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and not any(k.startswith("analysis.") or ".posterior." in k for k in changed)
+
+
+def test_exported_weights_hold_the_same_codec(config: TrainConfig, tmp_path: Path) -> None:
+    Trainer(config).run()
+    path = export(Path(config.out) / "checkpoint.pt", tmp_path / "release", "tiny")
+    card = weights.read_card(path)
+    assert card["steps"] == config.steps and card["bytes"] == path.stat().st_size
+    assert card["kmac_per_pixel"]["decode"] > 0
+    model, fingerprint = weights.load(path)
+    assert fingerprint.hex() == card["sha256"][:16]
+    again, _ = weights.load(path)
+    for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="SHA-256"):
+        weights.load(path)
+
+
+def test_checkpoint_errors(tmp_path: Path, config: TrainConfig) -> None:
+    (tmp_path / "x.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(TrainingError, match="cannot read checkpoint"):
+        Trainer(config).load(tmp_path / "x.pt")
+
+
+def test_plots(config: TrainConfig) -> None:
+    pytest.importorskip("matplotlib")
+    from mcodec.training.plots import plot_run
+
+    Trainer(config).run()
+    assert plot_run(Path(config.out)).stat().st_size > 10_000
