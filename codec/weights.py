@@ -98,9 +98,8 @@ def load(path: Path) -> tuple[Cascade, bytes]:
         tensors = parse(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"weights {path.name} are not a model of mcodec: {error}") from error
-    with torch.device("meta"):
-        skeleton = Cascade(config)
-    model = skeleton.to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):  # initial values are overwritten; the caller's generator is not ours
+        model = Cascade(config)
     load_tensors(model, tensors)
     return model.eval(), digest.digest()[:FINGERPRINT_BYTES]
 

@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny model whose every branch is alive, and pictures made from a seed."""
+"""Shared fixtures: a codec with the tiny model, and pictures made from a seed."""
 
 from __future__ import annotations
 
@@ -6,41 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from mcodec.api import Codec
-from mcodec.model import Cascade, ModelConfig, StageConfig
 from numpy.typing import NDArray
-
-TINY = ModelConfig(
-    name="tiny",
-    stages=(
-        StageConfig(32, groups=4, codewords=21 * 21),
-        StageConfig(16, groups=4, codewords=15 * 15),
-        StageConfig(8, groups=3, codewords=15 * 15),
-        StageConfig(8, groups=5, codewords=9 * 9),
-    ),
-    channels={32: 24, 16: 24, 8: 32, 4: 48},
-    analysis_blocks={4: 1, 8: 1},
-    synthesis_blocks={4: 1},
-    context_channels=24,
-    context_blocks=1,
-)
-
-
-def lively(config: ModelConfig, seed: int = 0) -> Cascade:
-    """A model with random values in the parameters that start at zero, so that no path is idle."""
-    torch.manual_seed(seed)
-    model = Cascade(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("film", "outer.weight", "correct.weight")) and ".context." not in name:
-                parameter.normal_(0, 0.02)
-            elif "log_weights" in name:
-                parameter.normal_(0, 0.3)
-            elif name.endswith("context.offset.weight"):
-                parameter.mul_(4)
-    return model
-
+from tiny import TINY, lively
 
 @pytest.fixture(scope="session")
 def tiny() -> Codec:

@@ -18,8 +18,8 @@ from mcodec.training.data import Crops, load_pictures, validation_batch
 from mcodec.training.export import export
 from mcodec.training.loop import Trainer
 from PIL import Image
+from tiny import TINY
 
-from conftest import TINY
 
 
 @pytest.fixture

@@ -1,0 +1,108 @@
+"""Pixels in and out: pictures of any kind to arrays, arrays to padded tensors and back."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mcodec.errors import ImageError
+from mcodec.files import write_bytes as _write_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+#: PIL image of any mode, numpy `[H, W, 3]` uint8 or torch `[3, H, W]` uint8.
+Picture = Union[Image.Image, "NDArray[np.uint8]", "torch.Tensor"]
+
+JPEG_QUALITY = 95
+
+
+def to_array(image: Picture) -> NDArray[np.uint8]:
+    """Any picture as C-contiguous uint8 `[H, W, 3]`.
+
+    PIL images are turned upright by their EXIF orientation and converted to RGB (16-bit grey to its upper 8 bits;
+    alpha is dropped). ValueError names a shape or type that is no picture.
+    """
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
+        array = np.asarray(upright.convert("RGB"))
+    elif isinstance(image, np.ndarray):
+        array = image
+    elif type(image).__module__.split(".")[0] == "torch":
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"a torch picture must have shape [3, H, W], got {list(image.shape)}")
+        array = image.detach().cpu().permute(1, 2, 0).numpy()
+    else:
+        raise ValueError(f"not a picture: {type(image).__name__}; PIL, numpy or torch is needed")
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"a numpy picture must have shape [H, W, 3], got {list(array.shape)}")
+    if array.dtype != np.uint8:
+        raise ValueError(f"a picture must be uint8, got {array.dtype}")
+    if array.size == 0:
+        raise ValueError(f"a picture needs at least one pixel, got shape {list(array.shape)}")
+    return np.ascontiguousarray(array)
+
+
+def to_tensor(array: NDArray[np.uint8], multiple: int) -> torch.Tensor:
+    """uint8 `[H, W, 3]` -> float32 `[1, 3, H', W']` in -0.5..0.5, its edges repeated up to a multiple."""
+    import torch
+
+    height, width = array.shape[:2]
+    padded = np.pad(array, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+    return torch.from_numpy(padded).permute(2, 0, 1)[None].to(torch.float32) / 255 - 0.5
+
+
+def from_tensor(tensor: torch.Tensor, height: int, width: int) -> NDArray[np.uint8]:
+    """float `[1, 3, H', W']`, about -0.5..0.5 -> uint8 `[height, width, 3]`, cropped, rounded and clamped."""
+    import torch
+
+    pixels = ((tensor[0, :, :height, :width].float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """A picture file, fully loaded; ImageError with one clear line where it cannot be."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+            image.load()
+    except FileNotFoundError as error:
+        raise ImageError(f"no such file: {path}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{path}: too many pixels: {error}") from error
+    except Exception as error:  # Pillow's plugins raise many types for damaged files
+        raise ImageError(f"cannot read the picture {path}: {error}") from error
+    return image
+
+
+def write_image(image: Image.Image, path: str | Path, **options: Any) -> None:
+    """Write a picture in the format of the path's suffix, whole or not at all; ImageError says why not."""
+    path = Path(path)
+    form = Image.registered_extensions().get(path.suffix.lower())
+    if form is None or form not in Image.SAVE:
+        raise ImageError(f"cannot write {path}: {path.suffix or 'no suffix'} is no picture format")
+    if form == "JPEG":
+        options = {"quality": JPEG_QUALITY, **options}
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, form, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ImageError(f"cannot write {path}: {error}") from error
+    write_bytes(path, buffer.getvalue())
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """A file, whole or not at all; ImageError where the folder or disk refuses."""
+    try:
+        _write_bytes(path, data)
+    except OSError as error:
+        raise ImageError(f"cannot write {path}: {error.strerror or error}") from error

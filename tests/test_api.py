@@ -1,0 +1,154 @@
+"""The public API with the tiny model: any size, any input, the same codes on every setting."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from mcodec.api import Codec
+from mcodec.errors import CorruptStream, FormatError, LimitExceeded, WrongModel
+from numpy.typing import NDArray
+from PIL import Image
+from tiny import TINY, lively
+
+Make = Callable[..., NDArray[np.uint8]]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (33, 2), (32, 32), (63, 65), (100, 37)], ids=str)
+def test_any_size(tiny: Codec, picture: Make, size: tuple[int, int]) -> None:
+    array = picture(*size)
+    decoded = tiny.decode(tiny.encode(array, 60))
+    assert decoded.size == size[::-1] and decoded.mode == "RGB"
+
+
+def test_input_types_agree(tiny: Codec, picture: Make) -> None:
+    array = picture(40, 50)
+    data = tiny.encode(array)
+    assert tiny.encode(Image.fromarray(array)) == data
+    assert tiny.encode(torch.from_numpy(array).permute(2, 0, 1)) == data
+    with pytest.raises(ValueError, match="must be uint8"):
+        tiny.encode(array.astype(np.float32))
+    with pytest.raises(ValueError, match="quality must be from 1 to 100"):
+        tiny.encode(array, 101)
+    with pytest.raises(ValueError, match="1 images but 2 qualities"):
+        tiny.encode_batch([array], [1, 2])
+
+
+def test_mixed_batches_keep_their_order(tiny: Codec, picture: Make) -> None:
+    arrays = [picture(20 + 17 * i, 90 - 11 * i, i) for i in range(5)] + [picture(20, 90, 9)]
+    files = tiny.encode_batch(arrays, [10, 30, 50, 70, 90, 20])
+    decoded = tiny.decode_batch(files)
+    assert [d.size for d in decoded] == [a.shape[1::-1] for a in arrays]
+    alone = [tiny.codes(f) for f in files]
+    assert all(codes[0].shape[0] == TINY.stages[0].groups for codes in alone)
+    for image, file in zip(decoded, files, strict=True):
+        difference = np.abs(np.asarray(image).astype(int) - np.asarray(tiny.decode(file)))
+        assert difference.max() <= 1  # float networks: a rounding step at most
+
+
+@pytest.fixture
+def settings(tiny: Codec) -> Iterator[list[tuple[str, Callable[[], None]]]]:
+    """Every way to run a decoder; put back at the end."""
+    threads = torch.get_num_threads()
+
+    def set_to(dtype: torch.dtype = torch.float32, count: int = 2, bf16: bool = False) -> Callable[[], None]:
+        def apply() -> None:
+            tiny.model.context_dtype, tiny.bf16 = dtype, bf16
+            torch.set_num_threads(count)
+
+        return apply
+
+    yield [
+        ("float32, 2 threads", set_to()),
+        ("float32, 1 thread", set_to(count=1)),
+        ("float64", set_to(torch.float64)),
+        ("int32", set_to(torch.int32)),
+        ("int64", set_to(torch.int64)),
+        ("bf16 transforms", set_to(bf16=True)),
+    ]
+    set_to(count=threads)()
+
+
+def test_codes_are_the_same_on_every_setting(
+    tiny: Codec, picture: Make, settings: list[tuple[str, Callable[[], None]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [picture(*rng.integers(1, 130, 2), seed) for seed in range(12)]
+    backends = ["numpy"] + (["c"] if importlib.util.find_spec("mcodec.entropy._rans") else [])
+    for index, (_, encoder) in enumerate(settings):
+        encoder()
+        monkeypatch.setenv("MCODEC_ENTROPY", backends[index % len(backends)])
+        files = tiny.encode_batch(arrays[index::6], 30 + 10 * index)
+        first = None
+        for name, decoder in settings:
+            decoder()
+            for backend in backends:
+                monkeypatch.setenv("MCODEC_ENTROPY", backend)
+                codes = [tiny.codes(f) for f in files]
+                first = first or codes
+                assert all(same(a, b) for a, b in zip(first, codes, strict=True)), name
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_codes_are_the_same_in_batches(tiny: Codec, picture: Make, count: int) -> None:
+    files = [tiny.encode(picture(50, 60, seed), 50) for seed in range(count)]
+    _, stages = tiny._decode([tiny._open(f) for f in files])
+    for index, file in enumerate(files):
+        assert same([s[index] for s in stages], tiny.codes(file))
+
+
+def test_damaged_files(tiny: Codec, picture: Make) -> None:
+    """With the checksum made right again, damage decodes to some picture or is refused."""
+    import zlib
+
+    data = tiny.encode(picture(40, 40), 50)
+    with pytest.raises(CorruptStream):
+        tiny.decode(data[:-5])
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for place in [*range(4, 24), *rng.integers(24, len(data) - 4, 20)]:
+        body = bytearray(data[:-4])
+        body[place] ^= 1 << rng.integers(8)
+        try:
+            tiny.decode(bytes(body) + zlib.crc32(body).to_bytes(4, "little"))
+            outcomes.add("decoded")
+        except (FormatError, WrongModel) as error:
+            outcomes.add(type(error).__name__)
+    assert {"CorruptStream", "WrongModel"} <= outcomes
+
+
+def test_other_weights_are_refused(tiny: Codec, picture: Make) -> None:
+    other = Codec(lively(TINY, seed=1), b"otherone")
+    with pytest.raises(WrongModel, match=f"made by weights {b'otherone'.hex()}"):
+        tiny.decode(other.encode(picture(20, 20)))
+
+
+def test_limits(tiny: Codec) -> None:
+    wide = np.broadcast_to(np.zeros(3, np.uint8), (1, 70000, 3))
+    with pytest.raises(LimitExceeded, match="no side may be longer than 65535"):
+        tiny.encode(wide)
+
+
+def test_rate_is_what_the_model_says(tiny: Codec, picture: Make) -> None:
+    """Stream length against the sum of -log2 of the integer frequencies."""
+    from mcodec import container, entropy
+
+    bits: list[float] = []
+    finish = entropy.Encoder.finish
+
+    def spy(self: entropy.Encoder) -> bytes:
+        bits.append(self.bits)
+        return finish(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entropy.Encoder, "finish", spy)
+        data = tiny.encode(picture(300, 300), 80)
+    stream = container.unpack(data).codes
+    assert bits[0] / 8 <= len(stream) <= bits[0] / 8 * 1.001 + 1 + 4 * (1 << stream[0])
