@@ -52,7 +52,7 @@ class Codec:
         self._tables = [self._stage_tables(index) for index in range(len(model.stages))]
 
     def _stage_tables(self, index: int) -> entropy.PriorTables:
-        codewords, log_weights, _ = self.model.stages[index].codebooks.integers()
+        codewords, log_weights, _ = self.model.stage(index).codebooks.integers()
         return entropy.PriorTables(
             codewords.cpu().numpy(), log_weights.cpu().numpy(), self.model.precision.cpu().numpy()
         )
@@ -78,7 +78,8 @@ class Codec:
             container.check_size(array.shape[1], array.shape[0])
         out = [b""] * len(images)
         for batch in self._batches([self._padded(*a.shape[:2]) for a in arrays]):
-            for index, data in zip(batch, self._encode([arrays[i] for i in batch], [levels[i] for i in batch])):
+            files = self._encode([arrays[i] for i in batch], [levels[i] for i in batch])
+            for index, data in zip(batch, files, strict=True):
                 out[index] = data
         return out
 
@@ -87,7 +88,7 @@ class Codec:
         coders = [entropy.Encoder() for _ in arrays]
 
         def assign(index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
-            book = self.model.stages[index].codebooks
+            book = self.model.stage(index).codebooks
             vectors = book.vectors(latents)
             codes = []
             for item, coder in enumerate(coders):
@@ -97,8 +98,8 @@ class Codec:
                     chosen = nearest[0].to(torch.int32).cpu().numpy()
                 else:
                     floats = (vectors[item].cpu().contiguous().numpy(), book.codewords.detach().cpu().numpy())
-                    chosen = entropy.assign(self._tables[index], *prior, *floats, BETA)
-                coder.add_stage(self._tables[index], *prior, chosen)
+                    chosen = entropy.assign(self._tables[index], prior[0], prior[1], *floats, BETA)
+                coder.add_stage(self._tables[index], prior[0], prior[1], chosen)
                 codes.append(torch.from_numpy(chosen))
             return torch.stack(codes).unflatten(2, latents.shape[-2:]).to(self.device)
 
@@ -157,8 +158,10 @@ class Codec:
             grid = (height // stage.stride, width // stage.stride)
             shape = (stage.groups, grid[0] * grid[1])
             rows = [
-                decoder.decode_stage(self._tables[index], *self._prior(index, offset, scale, item), shape)
-                for item, decoder in enumerate(decoders)
+                decoder.decode_stage(self._tables[index], prior[0], prior[1], shape)
+                for decoder, prior in (
+                    (decoder, self._prior(index, offset, scale, item)) for item, decoder in enumerate(decoders)
+                )
             ]
             codes = torch.from_numpy(np.stack(rows)).unflatten(2, grid)
             kept.append(codes)
@@ -178,7 +181,7 @@ class Codec:
         """Integer prior parameters of one picture of the batch, `[M, d, P]`."""
         if offset is None or scale is None:
             return None, None
-        book: Callable[[Tensor], Tensor] = self.model.stages[index].codebooks.vectors
+        book: Callable[[Tensor], Tensor] = self.model.stage(index).codebooks.vectors
         g = book(offset[item : item + 1])[0].to(torch.int16).cpu().numpy()
         s = book(scale[item : item + 1])[0].to(torch.uint8).cpu().numpy()
         return np.ascontiguousarray(g), np.ascontiguousarray(s)

@@ -15,7 +15,7 @@ def pvq_assign(
     (None: nearest codeword). Returns codes `[B, M, P]`, int64; ties go to the lowest k. At most about `chunk`
     distances are held at a time.
     """
-    b, m, d, p = latents.shape
+    b, m, _, p = latents.shape
     k = codewords.shape[1]
     square = codewords.square().sum(2)[:, None, :]  # [M, 1, K]
     step = max(1, chunk // (b * m * k))

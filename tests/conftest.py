@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from mcodec.api import Codec
 from numpy.typing import NDArray
 from tiny import TINY, lively
+
+from mcodec.api import Codec
+
 
 @pytest.fixture(scope="session")
 def tiny() -> Codec:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from mcodec.api import Codec
-from mcodec.errors import CorruptStream, FormatError, LimitExceeded, WrongModel
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import TINY, lively
+
+from mcodec.api import Codec
+from mcodec.errors import CorruptStream, FormatError, LimitExceeded, WrongModel
 
 Make = Callable[..., NDArray[np.uint8]]
 

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from tiny import TINY, lively
+
 from mcodec.errors import ModelError
 from mcodec.kernels import context_layer
 from mcodec.kernels.pvq_assign import pvq_assign
@@ -13,7 +15,6 @@ from mcodec.model import PRESETS, Cascade, ModelConfig, StageConfig, dct, level_
 from mcodec.model.context import IntegerLayer
 from mcodec.model.prior import mixture_logits, noisy_bits, precision_table, sigma
 from mcodec.model.quantizer import lattice
-from tiny import TINY, lively
 
 
 def test_basis_is_orthonormal() -> None:

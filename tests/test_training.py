@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tiny import TINY
+
 from mcodec import weights
 from mcodec.errors import ModelError, TrainingError
 from mcodec.model import config as model_config
@@ -17,9 +20,6 @@ from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, load_pictures, validation_batch
 from mcodec.training.export import export
 from mcodec.training.loop import Trainer
-from PIL import Image
-from tiny import TINY
-
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from mcodec.model import Cascade, ModelConfig, StageConfig
 
 TINY = ModelConfig(

@@ -73,8 +73,9 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
-            image.load()
+            with open(path, "rb") as file:  # Pillow leaves its own file open when a picture is damaged
+                image = Image.open(file)
+                image.load()
     except FileNotFoundError as error:
         raise ImageError(f"no such file: {path}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Trained:
     bits: Tensor  # [B], as optimised
     stage_bits: list[Tensor] = field(default_factory=list)  # [B] each, as coded (hard codes where defined)
     commitment: Tensor | None = None  # [B], squared distance of latents to their codewords, summed
-    overload: Tensor | None = None  # scalar
+    overload: Tensor | None = None  # scalar, steps beyond the codebooks' radius
     used: list[float] = field(default_factory=list)  # share of codewords used in the batch, per stage
 
 
@@ -102,8 +103,11 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, latents: Tensor) -> None:
-        """Lower the gains until the codebooks span all but the largest latents at the best quality."""
-        reach = latents.abs().transpose(0, 1).flatten(1).quantile(0.9995, dim=1).clamp(min=1e-3)
+        """Lower the gains until the codebooks span nearly all latents of most pictures at the best quality.
+
+        Judged picture by picture: a single one of extreme contrast must not coarsen all others.
+        """
+        reach = latents.abs().flatten(2).quantile(0.998, dim=2).quantile(0.8, dim=0).clamp(min=1e-3)
         cap = self.log_gain[-1] + (self.codebooks.radius / reach).log()
         self.log_gain.copy_(torch.minimum(self.log_gain, cap))
 
@@ -132,6 +136,10 @@ class Cascade(nn.Module):
         self.stages: nn.ModuleList = nn.ModuleList(stages)
         self.ups = nn.ModuleDict(ups)
 
+    def stage(self, index: int) -> Stage:
+        """A stage by its place in the cascade."""
+        return cast(Stage, self.stages[index])
+
     def walk(self, batch: int, height: int, width: int, level: Tensor, choose: Choose) -> Tensor:
         """Run the cascade on a picture of height x width (multiples of the coarsest stride); returns s."""
         stride = self.config.stages[0].stride
@@ -139,7 +147,7 @@ class Cascade(nn.Module):
         device = self.precision.device
         state = torch.zeros(batch, self.config.channels[stride], *grid, device=device)
         context = torch.zeros(batch, self.config.context_channels, *grid, device=device, dtype=self.context_dtype)
-        for index, stage in enumerate(self.stages):
+        for index, stage in enumerate(map(self.stage, range(len(self.stages)))):
             while stride > stage.stride:
                 state = self.ups[str(stride)](state)
                 if stage.mixture:
@@ -163,19 +171,19 @@ class Cascade(nn.Module):
         features = self.analysis(x, level)
 
         def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-            stage = self.stages[index]
+            stage = self.stage(index)
             latents = stage.latents(features[stage.stride], state, level).float()
             codes = assign(index, latents, offset, scale)
             return stage.codebooks.lookup(codes), stage.codebooks.lookup_coordinates(codes)
 
-        return self.walk(x.shape[0], *x.shape[2:], level, choose)
+        return self.walk(x.shape[0], x.shape[2], x.shape[3], level, choose)
 
     @torch.no_grad()
     def decode(self, height: int, width: int, level: Tensor, read: Callable[..., Tensor]) -> Tensor:
         """`read(index, offset, scale)` returns codes `[B, M, h, w]`. Returns the synthesis state."""
 
         def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-            codebooks = self.stages[index].codebooks
+            codebooks = self.stage(index).codebooks
             codes = read(index, offset, scale)
             return codebooks.lookup(codes), codebooks.lookup_coordinates(codes)
 
@@ -195,14 +203,14 @@ class Cascade(nn.Module):
         quantize = {"noise": self._noise, "hard": self._hard, "gumbel": self._gumbel}[mode]
 
         def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-            stage = self.stages[index]
+            stage = self.stage(index)
             latents = stage.latents(features[stage.stride], state, level).float()
             if calibrate:
                 stage.calibrate(latents)
                 latents = stage.latents(features[stage.stride], state, level).float()
             return quantize(out, stage.codebooks, latents, offset, scale)
 
-        state = self.walk(x.shape[0], *x.shape[2:], level, choose)
+        state = self.walk(x.shape[0], x.shape[2], x.shape[3], level, choose)
         out.picture = self.synthesis(state, level).float()
         return out
 
@@ -213,7 +221,7 @@ class Cascade(nn.Module):
             raise ValueError("the noise relaxation needs a conditional prior")
         bounded = book.bounded(latents)
         assert out.overload is not None
-        out.overload = out.overload + (latents.abs() - book.radius - 0.5).clamp(min=0).square().sum()
+        out.overload = out.overload + (latents.abs() - book.radius - 0.5).clamp(min=0).sum()
         rounded = bounded.detach().round()
         bits = noisy_bits(bounded + torch.rand_like(bounded) - 0.5, offset, scale)
         out.bits = out.bits + bits.sum((1, 2, 3))

@@ -82,7 +82,7 @@ class IntegerLayer(nn.Module):
                 acc = F.conv2d(x, weight[:, None], bias, padding=1, groups=x.shape[1])
             else:
                 acc = F.conv2d(x, weight[:, :, None, None], bias)
-        out: Tensor = _Requantize.apply(acc, self.shift, self.low, self.high)
+        out: Tensor = _Requantize.apply(acc, self.shift, self.low, self.high)  # type: ignore[no-untyped-call]
         return out
 
 

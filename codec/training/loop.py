@@ -26,6 +26,10 @@ ENCODER_PARTS = ("analysis.", ".posterior.", ".mix.", ".correct.")
 #: Levels at which validation is measured.
 VALIDATION_LEVELS = (25, 76, 127, 178, 229)
 
+#: Crops from which the initial gains are set.
+CALIBRATION_CROPS = 32
+#: Weight of steps beyond a codebook's radius, in bits. Linear, so that rare extremes do not rule the gradient.
+OVERLOAD = 0.1
 #: A run ends with an error after so many steps in a row without a finite gradient.
 MAX_BAD_STEPS = 20
 
@@ -103,7 +107,7 @@ class Trainer:
             loss = loss + (out.bits + beta * out.commitment) / pixels
         weight = (lam / math.sqrt(config.lambda_min * config.lambda_max)) ** -self.config.lambda_weight
         assert out.overload is not None
-        return (weight * loss).mean() + 0.01 * out.overload / (pixels * len(x)), error.detach()
+        return (weight * loss).mean() + OVERLOAD * out.overload / (pixels * len(x)), error.detach()
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns what a log line holds."""
@@ -116,8 +120,7 @@ class Trainer:
         x, level = self.crops.next(), self._levels(config.batch)
         mode = "hard" if phase == "frozen" else phase
         if self.step == 0 and not self.gumbel:
-            with torch.no_grad():
-                self.model(x, torch.full_like(level, LEVELS - 1), mode, calibrate=True)
+            self._calibrate(mode)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             out = self.model(x, level, mode)
             loss, error = self._loss(out, x, level)
@@ -147,6 +150,13 @@ class Trainer:
             "norm": norm,
             "rate": factor,
         }
+
+    @torch.no_grad()
+    def _calibrate(self, mode: str) -> None:
+        """Fit the gains to the codebooks' radius on pictures of their own, the same in every process."""
+        config, device = self.config, self.device
+        crops = Crops(self.crops.pictures, config.crop, CALIBRATION_CROPS, config.seed, device).next()
+        self.model(crops, torch.full((len(crops),), LEVELS - 1.0, device=device), mode, calibrate=True)
 
     def _reduce(self) -> None:
         if self.world == 1:
