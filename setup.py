@@ -69,7 +69,7 @@ setup(
     extras_require={
         "train": ["matplotlib>=3.8"],
         "bench": ["compressai>=1.2.8", "matplotlib>=3.8", "bjontegaard>=1.3"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", "matplotlib>=3.8"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", "matplotlib>=3.8", "bjontegaard>=1.3"],
     },
     entry_points={"console_scripts": ["mcodec = mcodec.cli.main:main"]},
 )

@@ -12,6 +12,7 @@ MAGIC = b"\x8bMCI"
 VERSION = 1
 FINGERPRINT_BYTES = 8
 CRC_BYTES = 4
+MAX_VARINT_BYTES = 5
 
 #: Limits, checked before anything of that size is allocated.
 MAX_SIDE = 65535
@@ -54,7 +55,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def pack(container: Container) -> bytes:
-    """The bytes of a file. ValueError for fields out of range."""
+    """The bytes of a file that `unpack` reads. ValueError for fields out of range, LimitExceeded above a limit."""
     header = container.header
     check_size(header.width, header.height)
     if not 0 <= header.level <= 255:
@@ -63,9 +64,12 @@ def pack(container: Container) -> bytes:
         raise ValueError(f"fingerprint must have {FINGERPRINT_BYTES} bytes, got {len(header.fingerprint)}")
     fields = _varint(header.width) + _varint(header.height) + bytes([header.level]) + header.fingerprint
     out = bytearray(MAGIC + bytes([VERSION, len(fields)]) + fields)
-    for tag, payload in ((TAG_CODES, container.codes), *container.sections):
-        if not 1 <= tag <= 255 or (tag == TAG_CODES and payload is not container.codes):
+    if 1 + len(container.sections) > MAX_SECTIONS:
+        raise LimitExceeded(f"more than {MAX_SECTIONS} sections")
+    for tag, _ in container.sections:
+        if tag == TAG_CODES or not (tag in _NAMES or OPTIONAL_TAGS <= tag <= 255):
             raise ValueError(f"section tag {tag} cannot be written")
+    for tag, payload in ((TAG_CODES, container.codes), *container.sections):
         out += bytes([tag]) + _varint(len(payload)) + payload
     return bytes(out) + zlib.crc32(out).to_bytes(CRC_BYTES, "little")
 
@@ -90,7 +94,7 @@ def unpack(data: bytes) -> Container:
     codes: bytes | None = None
     sections: list[tuple[int, bytes]] = []
     while place < len(body):
-        if len(sections) >= MAX_SECTIONS:
+        if len(sections) + (codes is not None) >= MAX_SECTIONS:
             raise LimitExceeded(f"more than {MAX_SECTIONS} sections")
         tag = body[place]
         length, place = _read_varint(body, place + 1)
@@ -152,15 +156,16 @@ def _header(body: bytes) -> tuple[Header, int]:
 
 
 def _is_short(data: bytes) -> bool:
-    """Whether the sections claim more bytes than there are."""
-    try:
-        _, place = _header(data)
-        while place < len(data) - CRC_BYTES:
-            length, place = _read_varint(data, place + 1)
-            place += length
-    except (CorruptStream, LimitExceeded):
-        return True
-    return place > len(data) - CRC_BYTES
+    """Whether header and sections claim more bytes than there are, or no section follows the header."""
+    end = len(data) - CRC_BYTES
+    place = begin = len(MAGIC) + 2 + data[len(MAGIC) + 1]
+    while place < end:
+        try:
+            length, behind = _read_varint(data, place + 1)
+        except CorruptStream:
+            return len(data) - place <= MAX_VARINT_BYTES  # a number that is cut off; further ahead it is damaged
+        place = behind + length
+    return place > end or place == begin
 
 
 def _varint(value: int) -> bytes:
@@ -176,7 +181,7 @@ def _varint(value: int) -> bytes:
 def _read_varint(data: bytes, place: int) -> tuple[int, int]:
     """(value, place behind it) of a LEB128 number of at most 5 bytes in its shortest form."""
     value = 0
-    for index in range(5):
+    for index in range(MAX_VARINT_BYTES):
         if place + index >= len(data):
             raise CorruptStream("the file is truncated inside a number")
         byte = data[place + index]
@@ -185,4 +190,4 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
             if byte == 0 and index:
                 raise CorruptStream("a number is not in its shortest form")
             return value, place + index + 1
-    raise CorruptStream("a number has more than 5 bytes")
+    raise CorruptStream(f"a number has more than {MAX_VARINT_BYTES} bytes")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from settings import SETTINGS, setting
 from tiny import TINY, lively
 
 from mcodec.api import Codec
@@ -54,47 +54,16 @@ def test_mixed_batches_keep_their_order(tiny: Codec, picture: Make) -> None:
         assert difference.max() <= 1  # float networks: a rounding step at most
 
 
-@pytest.fixture
-def settings(tiny: Codec) -> Iterator[list[tuple[str, Callable[[], None]]]]:
-    """Every way to run a decoder; put back at the end."""
-    threads = torch.get_num_threads()
-
-    def set_to(dtype: torch.dtype = torch.float32, count: int = 2, bf16: bool = False) -> Callable[[], None]:
-        def apply() -> None:
-            tiny.model.context_dtype, tiny.bf16 = dtype, bf16
-            torch.set_num_threads(count)
-
-        return apply
-
-    yield [
-        ("float32, 2 threads", set_to()),
-        ("float32, 1 thread", set_to(count=1)),
-        ("float64", set_to(torch.float64)),
-        ("int32", set_to(torch.int32)),
-        ("int64", set_to(torch.int64)),
-        ("bf16 transforms", set_to(bf16=True)),
-    ]
-    set_to(count=threads)()
-
-
-def test_codes_are_the_same_on_every_setting(
-    tiny: Codec, picture: Make, settings: list[tuple[str, Callable[[], None]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_codes_are_the_same_on_every_setting(tiny: Codec, picture: Make) -> None:
+    """Encoded on each setting, decoded on all of them."""
     rng = np.random.default_rng(0)
-    arrays = [picture(*rng.integers(1, 130, 2), seed) for seed in range(12)]
-    backends = ["numpy"] + (["c"] if importlib.util.find_spec("mcodec.entropy._rans") else [])
-    for index, (_, encoder) in enumerate(settings):
-        encoder()
-        monkeypatch.setenv("MCODEC_ENTROPY", backends[index % len(backends)])
-        files = tiny.encode_batch(arrays[index::6], 30 + 10 * index)
-        first = None
-        for name, decoder in settings:
-            decoder()
-            for backend in backends:
-                monkeypatch.setenv("MCODEC_ENTROPY", backend)
-                codes = [tiny.codes(f) for f in files]
-                first = first or codes
-                assert all(same(a, b) for a, b in zip(first, codes, strict=True)), name
+    for index, encoder in enumerate(SETTINGS):
+        with setting(tiny, encoder):
+            files = tiny.encode_batch([picture(*rng.integers(1, 130, 2), index) for _ in range(2)], 30 + 5 * index)
+        expected = [tiny.codes(file) for file in files]
+        for decoder in SETTINGS:
+            with setting(tiny, decoder):
+                assert all(same(a, tiny.codes(f)) for a, f in zip(expected, files, strict=True)), decoder
 
 
 @pytest.mark.parametrize("count", [3, 8])

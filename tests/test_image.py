@@ -24,10 +24,10 @@ def test_padding_and_back(height: int, width: int, multiple: int) -> None:
     assert np.array_equal(from_tensor(tensor, height, width), array)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    if mode == "I;16":
-        image = Image.fromarray(np.full((3, 5), 200 << 8, np.uint16))
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.full((3, 5), 200 << 8, np.uint16 if mode == "I;16" else np.int32))
     else:
         image = Image.new("L", (5, 3), 200).convert(mode)
     array = to_array(image)
@@ -35,10 +35,32 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert (array[1, 2] == (255 if mode == "1" else 200)).all()
 
 
-def test_orientation_is_applied() -> None:
+@pytest.mark.parametrize("name", ["a.pgm", "a.png", "a.tif"])
+def test_16_bit_files_are_scaled(name: str, tmp_path: Path) -> None:
+    grey = np.array([[51200, 25855, 0]], np.uint16)
+    if name == "a.pgm":
+        (tmp_path / name).write_bytes(b"P5 3 1 65535\n" + grey.astype(">u2").tobytes())
+    else:
+        Image.fromarray(grey).save(tmp_path / name)
+    assert to_array(read_image(tmp_path / name))[0, :, 1].tolist() == [200, 100, 0]
+
+
+def test_transparent_palette() -> None:
+    image = Image.new("L", (5, 3), 200).convert("P")
+    image.info["transparency"] = bytes(256)
+    assert (to_array(image) == 200).all()
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (5, 3))
     image.getexif()[0x0112] = 6
     assert to_array(image).shape == (5, 3, 3)
+    for name in ("a.jpg", "a.png", "a.tif", "a.webp"):
+        image.save(tmp_path / name, exif=image.getexif())
+        assert to_array(read_image(tmp_path / name)).shape == (5, 3, 3)
+    image = Image.new("RGB", (5, 3))
+    image.info["exif"] = b"Exif\0\0garbage!!"
+    assert to_array(image).shape == (3, 5, 3)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +71,9 @@ def test_orientation_is_applied() -> None:
         (np.zeros((4, 4, 3)), "must be uint8, got float64"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"must have shape \[3, H, W\]"),
         (torch.zeros(3, 4, 4), "must be uint8, got float32"),
+        (torch.zeros(3, 4, 4, dtype=torch.bfloat16), "must be uint8, got bfloat16"),
+        (torch.zeros(3, 4, 0, dtype=torch.uint8), "at least one pixel"),
+        (Image.new("P", (0, 5)), "at least one pixel"),
         ("photo.jpg", "not a picture: str"),
     ],
 )
@@ -57,18 +82,34 @@ def test_what_is_no_picture(image: object, message: str) -> None:
         to_array(image)  # type: ignore[arg-type]
 
 
-def test_reading_errors(tmp_path: Path) -> None:
+def test_reading_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match="no such file"):
         read_image(tmp_path / "absent.png")
     bad = tmp_path / "bad.png"
     bad.write_text("text")
-    with pytest.raises(ImageError, match="cannot read the picture"):
+    with pytest.raises(ImageError, match=r"cannot read the picture .*bad\.png: unknown format$"):
         read_image(bad)
+    with pytest.raises(ImageError, match=r"cannot read the picture .*: Is a directory$"):
+        read_image(tmp_path)
     good = tmp_path / "good.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3)).astype(np.uint8)).save(good)
     bad.write_bytes(good.read_bytes()[:2000])
     with pytest.raises(ImageError, match="cannot read the picture"):
         read_image(bad)
+    for limit in (2000, 1000):  # Pillow warns above its limit and refuses above twice that
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ImageError, match="too many pixels"):
+            read_image(good)
+
+
+def test_written_files(tmp_path: Path) -> None:
+    """The mode of an ordinary new file, and any name that the folder takes."""
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    path = tmp_path / ("n" * 250)
+    for data in (b"one", b"two"):
+        write_bytes(path, data)
+        assert path.read_bytes() == data and path.stat().st_mode == plain.stat().st_mode
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:

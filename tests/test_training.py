@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY
+from tiny import TINY, TINY_UMGM
 
 from mcodec import weights
 from mcodec.errors import ModelError, TrainingError
@@ -142,3 +142,19 @@ def test_plots(config: TrainConfig) -> None:
 
     Trainer(config).run()
     assert plot_run(Path(config.out)).stat().st_size > 10_000
+
+
+def test_the_seeds_method_through_the_same_code(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gumbel-softmax, static prior, no rate term: trained, exported, and a picture through the real format."""
+    from mcodec.api import load
+
+    monkeypatch.setitem(model_config.PRESETS, "tiny-umgm", TINY_UMGM)
+    Trainer(config.updated(preset="tiny-umgm")).run()
+    path = export(Path(config.out) / "checkpoint.pt", tmp_path / "release", "umgm")
+    codec = load(path, "cpu")
+    picture = np.random.default_rng(0).integers(0, 256, (70, 50, 3)).astype(np.uint8)
+    data = codec.encode(picture)
+    assert codec.decode(data).size == (50, 70)
+    assert [tuple(c.shape) for c in codec.codes(data)] == [(2, 3, 2), (2, 6, 4)]

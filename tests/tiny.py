@@ -35,3 +35,18 @@ def lively(config: ModelConfig, seed: int = 0) -> Cascade:
             elif name.endswith("context.offset.weight"):
                 parameter.mul_(4)
     return model
+
+#: The seed's method at the same size: static prior, Gumbel-softmax, no rate term.
+TINY_UMGM = ModelConfig(
+    name="tiny-umgm",
+    stages=(
+        StageConfig(32, groups=2, codewords=16, dim=8),
+        StageConfig(16, groups=2, codewords=32, dim=8),
+    ),
+    channels={32: 16, 16: 16, 8: 16, 4: 48},
+    analysis_blocks={8: 1},
+    synthesis_blocks={8: 1},
+    prior="static",
+    assignment="gumbel",
+    start="random",
+)

@@ -1,4 +1,4 @@
-"""Probabilities to bytes and back: integer frequency rows and interleaved rANS. docs/ENTROPY.md has the proofs."""
+"""Probabilities to bytes and back: integer frequency rows and interleaved rANS (docs/ENTROPY.md)."""
 
 from __future__ import annotations
 

@@ -125,11 +125,11 @@ INLINE Row weights(const Prior *p, Py_ssize_t group, Py_ssize_t position)
     }
 
     uint32_t sum = 0, top = UINT32_MAX;
-    for (uint32_t k = 0; k < (uint32_t)padded; k++) {
+    for (Py_ssize_t k = 0; k < padded; k++) {
         const uint32_t f = (uint32_t)(largest - logit[k]), t = f & 63;
         const uint32_t n = f >> 6 < 31 ? f >> 6 : 31; /* p <= 2^15, so every shift by 16 or more gives 0 */
         const uint32_t p2 = 32768u - ((21997u * t) >> 6) + ((5613u * t * t) >> 12);
-        const uint32_t here = f ? UINT32_MAX : k;
+        const uint32_t here = (uint32_t)k | (f < 65536u ? f : 65536u) << 13; /* k < 2^13 where f = 0, else more */
         weight[k] = p2 >> n;
         sum += weight[k];
         top = here < top ? here : top;
@@ -192,10 +192,10 @@ static Py_ssize_t run_intervals(const Prior *p, const int32_t *codes, uint16_t *
             const Row row = weights(p, group, i);
             const uint32_t c = (uint32_t)code;
             uint32_t below = 0, total = 0;
-            for (uint32_t k = 0; k < (uint32_t)p->padded; k++) {
+            for (Py_ssize_t k = 0; k < p->padded; k++) {
                 const uint32_t q = scaled(p->weight[k], row);
                 total += q;
-                below += k < c ? q : 0;
+                below += (uint32_t)k < c ? q : 0;
             }
             const uint32_t rest = TOTAL - (uint32_t)p->codewords - total;
             start[done] = (uint16_t)(c + below + (row.top < c ? rest : 0));
@@ -357,11 +357,11 @@ static void run_assign(const Prior *p, const float *latents, const float *points
                 best[l] = FLT_MAX;
                 index[l] = INT32_MAX;
             }
-            for (int32_t k = 0; k < (int32_t)padded; k += LANES)
-                for (int l = 0; l < LANES; l++) {
+            for (Py_ssize_t k = 0; k < padded; k += LANES)
+                for (Py_ssize_t l = 0; l < LANES; l++) {
                     const float rate = constant[k + l] + nats * (float)(int32_t)((cost[k + l] + 512u) >> 10);
                     const float value = beta * distance[k + l] + rate;
-                    index[l] = value < best[l] ? k + l : index[l];
+                    index[l] = value < best[l] ? (int32_t)(k + l) : index[l];
                     best[l] = value < best[l] ? value : best[l];
                 }
             int32_t winner = index[0];

@@ -1,8 +1,9 @@
 """Codes of a tile to bytes and back, by the compiled backend or the numpy reference.
 
-`MCODEC_ENTROPY` chooses the backend: `auto` (the default; numpy, with a warning, where the extension was not built),
-`c` or `numpy`. Both give the same bytes and the same codes, so the choice only changes the time. `assign`, which only
-an encoder uses, works in float32, and the backends may part there where two codewords are equally good.
+`MCODEC_ENTROPY` chooses the backend: `c`, `numpy`, or `auto` (the default: c, or numpy with a warning where
+the extension was not built). Both give the same bytes and the same codes: the choice only changes the time.
+`assign`, which only an encoder uses, works in float32; there the backends may part where two codewords are
+equally good.
 
 One stage has M sub-codebooks of K codewords of dimension d over P positions. Its arrays, the same everywhere:
 
@@ -10,8 +11,8 @@ One stage has M sub-codebooks of K codewords of dimension d over P positions. It
 - `scale` uint8 `[M, d, P]`, indices into the stage's precision table
 - `codes` int32 `[M, P]`, 0 to K - 1
 
-A symbol whose d scale indices are all 0 is *skipped*: it is not coded and its code is 0. A static prior has no
-context: offset and scale are None and nothing is skipped.
+A symbol whose d scale indices are all 0 is *skipped*: it is not coded and its code is 0. A static prior has
+no context: offset and scale are None and nothing is skipped.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ except ImportError as error:
 @cache
 def _warn_missing() -> None:
     warnings.warn(
-        f"the compiled entropy coder is missing ({_failure}); the numpy reference is used, which is far slower",
+        f"the compiled entropy coder is missing ({_failure}); the numpy reference, far slower, is used",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -63,7 +64,8 @@ def _warn_missing() -> None:
 def backend() -> str:
     """The backend that works now: `c` or `numpy`.
 
-    ValueError for an unknown `MCODEC_ENTROPY`; ImportError, with the extension's own as its cause, for `c` without it.
+    ValueError for an unknown `MCODEC_ENTROPY`; ImportError, with the extension's own as its cause, for `c`
+    where it cannot be imported.
     """
     choice = os.environ.get("MCODEC_ENTROPY", "auto")
     if choice not in _CHOICES:
@@ -73,7 +75,7 @@ def backend() -> str:
     if _extension is not None:
         return "c"
     if choice == "c":
-        raise ImportError("MCODEC_ENTROPY is 'c', but the compiled entropy coder cannot be imported") from _failure
+        raise ImportError("MCODEC_ENTROPY is c, but the compiled entropy coder is missing") from _failure
     _warn_missing()
     return "numpy"
 
@@ -85,7 +87,7 @@ def _primitives() -> ModuleType:
 
 
 def _array(name: str, value: ArrayLike, dtype: type[np.generic], shape: tuple[int | None, ...]) -> NDArray[Any]:
-    """`value` as an aligned C-contiguous array; ValueError unless its type and shape (None: any) are these."""
+    """`value`, aligned and C-contiguous; ValueError unless its type and shape (None: any) are these."""
     array = np.asarray(value)
     fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
     if array.dtype != dtype or not fits:
@@ -159,10 +161,10 @@ def frequency_rows(
     group: int,
     positions: ArrayLike | None = None,
 ) -> NDArray[np.uint32]:
-    """Full frequency rows of sub-codebook `group` at `positions` (None: all) -> uint32 `[P, K]`, each sum 2^16.
+    """Full rows of sub-codebook `group` at `positions` (None: all) -> uint32 `[P, K]`, each of sum 2^16.
 
-    Always by the numpy reference; skipped symbols have a row too. The row of a static prior is the same everywhere:
-    without `positions` it comes once, `[1, K]`.
+    Always by the numpy reference; skipped symbols have a row too. The row of a static prior is the same
+    everywhere: without `positions` it comes once, `[1, K]`.
     """
     offset, scale = tables.context(offset, scale)
     if not 0 <= group < len(tables.codewords):
@@ -171,9 +173,8 @@ def frequency_rows(
         index = np.asarray(positions, np.intp)
     else:
         index = np.arange(1 if offset is None else offset.shape[2])
-    return rans.rows(
-        rans.logits(tables.codewords, tables.log_weights, tables.precision, offset, scale, group, index)
-    )
+    logits = rans.logits(tables.codewords, tables.log_weights, tables.precision, offset, scale, group, index)
+    return rans.rows(logits)
 
 
 def intervals(
@@ -190,14 +191,12 @@ def intervals(
     groups, size, _ = tables.codewords.shape
     codes = _array("codes", codes, np.int32, (groups, None if offset is None else offset.shape[2]))
     _check_range("codes", codes, 0, size - 1)
-    coded = rans.coded_symbols(scale, (codes.shape[0], codes.shape[1]))
+    coded = rans.coded_symbols(scale, codes.shape)
     if (wrong := codes[~coded]).any():
-        raise ValueError(f"codes must be 0 where all scale indices are 0 (skipped symbols), got {wrong.max()}")
+        raise ValueError(f"codes must be 0 where all scale indices are 0 (skipped), got {wrong.max()}")
     count = int(np.count_nonzero(coded))
     start, freq = np.empty(count, np.uint16), np.empty(count, np.uint16)
-    _primitives().intervals(
-        tables.codewords, tables.log_weights, tables.precision, offset, scale, codes, start, freq
-    )
+    _primitives().intervals(tables.codewords, tables.log_weights, tables.precision, offset, scale, codes, start, freq)
     return start, freq
 
 
@@ -209,15 +208,16 @@ def assign(
     codewords: NDArray[np.float32],
     beta: float,
 ) -> NDArray[np.int32]:
-    """Rate-aware assignment: argmin_k beta * |v - mu_k|^2 - ln p_k -> codes int32 `[M, P]`; skipped symbols get 0.
+    """Rate-aware assignment: argmin_k beta * |v - mu_k|^2 - ln p_k -> codes int32 `[M, P]`, 0 where skipped.
 
-    latents v float32 `[M, d, P]`, finite; codewords mu float32 `[M, K, d]` in the same unit; beta in nats per squared
-    unit, >= 0. ln p is ln 2 / 64 per unit of the integer logits, up to a constant. Float32: exact ties go to the
-    lowest k, and backends and machines may differ where two objectives are equal but for rounding.
+    latents v float32 `[M, d, P]`, finite; codewords mu float32 `[M, K, d]` in the same unit; beta in nats per
+    squared unit, >= 0. ln p is ln 2 / 64 per unit of the integer logits, up to a constant. Float32: exact ties
+    go to the lowest k, and backends and machines may differ where two objectives are equal but for rounding.
     """
     offset, scale = tables.context(offset, scale)
     groups, _, dimension = tables.codewords.shape
-    latents = _array("latents", latents, np.float32, (groups, dimension, None if offset is None else offset.shape[2]))
+    positions = None if offset is None else offset.shape[2]
+    latents = _array("latents", latents, np.float32, (groups, dimension, positions))
     points = _array("codewords", codewords, np.float32, tables.codewords.shape)
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f"beta must be finite and at least 0, got {beta}")
@@ -226,7 +226,15 @@ def assign(
             raise ValueError(f"{name} must be finite, got NaN or infinity")
     codes = np.empty((groups, latents.shape[2]), np.int32)
     _primitives().assign(
-        tables.codewords, tables.log_weights, tables.precision, offset, scale, latents, points, float(beta), codes
+        tables.codewords,
+        tables.log_weights,
+        tables.precision,
+        offset,
+        scale,
+        latents,
+        points,
+        float(beta),
+        codes,
     )
     return codes
 
@@ -282,8 +290,8 @@ class Encoder:
 class Decoder:
     """Bytes of `Encoder.finish` to codes, stage by stage, with the same tables, offsets and scales.
 
-    Total: whatever the bytes, every call returns codes within range or raises CorruptStream, in a time that the
-    shapes bound. After CorruptStream the decoder is not to be used again.
+    Total: whatever the bytes, every call returns codes within range or raises CorruptStream, in a time that
+    the shapes bound. After CorruptStream the decoder is not to be used again.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -344,8 +352,8 @@ class Decoder:
         return codes
 
     def finish(self) -> None:
-        """Raises CorruptStream unless everything was read and every lane is back where the encoder started."""
+        """CorruptStream unless everything was read and every lane is back where the encoder started."""
         if left := len(self._words) // 2 - self._position:
             raise CorruptStream(f"{left} words are left after the last symbol")
         if wrong := np.count_nonzero(self._states != rans.TOTAL):
-            raise CorruptStream(f"{wrong} of {len(self._states)} coder states are wrong after the last symbol")
+            raise CorruptStream(f"{wrong} of {len(self._states)} coder states are wrong at the end")

@@ -1,7 +1,7 @@
-"""Entropy coding in numpy: the reference for every other backend, and the fallback where `_rans` was not built.
+"""Entropy coding in numpy: the reference for every other backend, and the fallback where `_rans` is missing.
 
-The functions take arrays that `mcodec.entropy.coder` has checked: C-contiguous, with the types, shapes and ranges of
-`PriorTables` and its functions. `offset` and `scale` are both None for a static prior.
+The functions take arrays that `mcodec.entropy.coder` has checked: C-contiguous, with the types, shapes and
+ranges that its docstrings give. `offset` and `scale` are both None for a static prior.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOTAL = 1 << 16
 _CHUNK = 1 << 18
 
 
-def coded_symbols(scale: UInt8 | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def coded_symbols(scale: UInt8 | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Which symbols of a stage are coded, `[M, P]`: those with a scale index that is not 0."""
     if scale is None:
         return np.ones(shape, np.bool_)
@@ -49,11 +49,12 @@ def logits(
     dimension = codewords.shape[2]
     for j in range(dimension):
         a = precision[scale[group, j, positions]][:, None]
-        limit = np.int32(2**31 - 1) // (dimension * a)
+        limit = (2**31 - 1) // (dimension * a)
         difference = codewords[group, :, j].astype(np.int32) - offset[group, j, positions, None]
         cost += a * np.minimum(difference * difference, limit)
     # (cost + 512) >> 10, in a form that cannot overflow: cost may be 2^31 - 1
-    return base - (((cost >> 9) + 1) >> 1)
+    logit: Int32 = base - (((cost >> 9) + 1) >> 1)
+    return logit
 
 
 def rows(logit: Int32) -> UInt32:
@@ -63,7 +64,7 @@ def rows(logit: Int32) -> UInt32:
     p = 32768 - ((21997 * t) >> 6) + ((5613 * t * t) >> 12)  # 2^(-t/64) within 0.3 %
     w = (p >> np.minimum(f >> 6, 16)).astype(np.uint64)
     inverse = np.uint64((TOTAL - logit.shape[1]) << 31) // w.sum(1, keepdims=True)
-    freq = (1 + ((w * inverse) >> np.uint64(31))).astype(np.uint32)
+    freq: UInt32 = (1 + ((w * inverse) >> np.uint64(31))).astype(np.uint32)
     # argmin: the lowest k with f = 0
     freq[np.arange(len(freq)), f.argmin(1)] += (TOTAL - freq.sum(1)).astype(np.uint32)
     return freq
@@ -89,7 +90,7 @@ def intervals(
     freq: UInt16,
 ) -> None:
     """Writes the interval of each coded symbol to `start` and `freq` `[N]`, in coding order."""
-    coded = coded_symbols(scale, (codes.shape[0], codes.shape[1]))
+    coded = coded_symbols(scale, codes.shape)
     done = 0
     for group, positions in _chunks(coded, codewords.shape[1]):
         row = rows(logits(codewords, log_weights, precision, offset, scale, group, positions))
@@ -130,13 +131,13 @@ def decode_stage(
 ) -> int:
     """Decodes one stage into `codes` `[M, P]` and `states` `[L]`, from word number `position` on.
 
-    Returns the number of the next word, or -1 where `words` (bytes) ended early; the arrays are then undefined.
+    The number of the next word, or -1 where `words` (bytes) ended early: the arrays are then undefined.
     """
     data = words[: len(words) // 2 * 2].view("<u2")
     lanes = len(states)
     codes[:] = 0
     i = 0
-    for group, positions in _chunks(coded_symbols(scale, (codes.shape[0], codes.shape[1])), codewords.shape[1]):
+    for group, positions in _chunks(coded_symbols(scale, codes.shape), codewords.shape[1]):
         row = rows(logits(codewords, log_weights, precision, offset, scale, group, positions))
         ends = row.cumsum(1, dtype=np.uint32)
         for n, at in enumerate(positions):
@@ -170,10 +171,11 @@ def assign(
     """Writes argmin_k beta * |v - points_k|^2 - ln p_k to `codes` `[M, P]`; 0 for skipped symbols."""
     codes[:] = 0
     nats = np.float32(np.log(2) / 64)
-    for group, positions in _chunks(coded_symbols(scale, (codes.shape[0], codes.shape[1])), codewords.shape[1]):
+    for group, positions in _chunks(coded_symbols(scale, codes.shape), codewords.shape[1]):
         logit = logits(codewords, log_weights, precision, offset, scale, group, positions)
         distance = np.zeros(logit.shape, np.float32)
-        for v, point in zip(latents[group][:, positions], points[group].T, strict=True):
-            distance += np.square(v[:, None] - point)
-        objective = np.float32(beta) * distance - nats * logit.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # latents far beyond any codeword
+            for v, point in zip(latents[group][:, positions], points[group].T, strict=True):
+                distance += np.square(v[:, None] - point)
+            objective = np.float32(beta) * distance - nats * logit.astype(np.float32)
         codes[group, positions] = objective.argmin(1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mcodec.errors import ImageError
 from mcodec.files import write_bytes as _write_bytes
@@ -26,19 +26,24 @@ JPEG_QUALITY = 95
 def to_array(image: Picture) -> NDArray[np.uint8]:
     """Any picture as C-contiguous uint8 `[H, W, 3]`.
 
-    PIL images are turned upright by their EXIF orientation and converted to RGB (16-bit grey to its upper 8 bits;
-    alpha is dropped). ValueError names a shape or type that is no picture.
+    PIL images are turned upright by their EXIF orientation and converted to RGB: alpha is dropped, and 16-bit grey
+    (modes I;16 and I, which Pillow uses for 16-bit files) keeps its upper 8 bits. The result may share memory with
+    the picture. ValueError names a shape or type that is no picture.
     """
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):
-            upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
+        upright = _upright(image)
+        if upright.mode == "I" or upright.mode.startswith("I;16"):
+            upright = Image.fromarray((np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8))
+        if upright.mode == "P" and "transparency" in upright.info:
+            upright = upright.convert("RGBA")  # the same colours; Pillow warns where this step is missing
         array = np.asarray(upright.convert("RGB"))
     elif isinstance(image, np.ndarray):
         array = image
     elif type(image).__module__.split(".")[0] == "torch":
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"a torch picture must have shape [3, H, W], got {list(image.shape)}")
+        if str(image.dtype) != "torch.uint8":  # before numpy(), which refuses some types in its own way
+            raise ValueError(f"a picture must be uint8, got {str(image.dtype).removeprefix('torch.')}")
         array = image.detach().cpu().permute(1, 2, 0).numpy()
     else:
         raise ValueError(f"not a picture: {type(image).__name__}; PIL, numpy or torch is needed")
@@ -49,6 +54,15 @@ def to_array(image: Picture) -> NDArray[np.uint8]:
     if array.size == 0:
         raise ValueError(f"a picture needs at least one pixel, got shape {list(array.shape)}")
     return np.ascontiguousarray(array)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation; damaged EXIF is no reason to refuse the pixels."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's EXIF parser raises many types
+        return image
 
 
 def to_tensor(array: NDArray[np.uint8], multiple: int) -> torch.Tensor:
@@ -80,6 +94,10 @@ def read_image(path: str | Path) -> Image.Image:
         raise ImageError(f"no such file: {path}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path}: too many pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"cannot read the picture {path}: unknown format") from error
+    except OSError as error:
+        raise ImageError(f"cannot read the picture {path}: {error.strerror or error}") from error
     except Exception as error:  # Pillow's plugins raise many types for damaged files
         raise ImageError(f"cannot read the picture {path}: {error}") from error
     return image

@@ -1,0 +1,113 @@
+"""The released weights: the same codes everywhere, a rate that is what the model says, a curve that rises."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from settings import SETTINGS, setting
+
+import mcodec
+from mcodec import container, entropy, weights
+from mcodec.api import Codec
+from mcodec.bench.rd import psnr
+
+#: Set MCODEC_KODAK to a folder with the 24 pictures to run the tests that need them.
+KODAK = os.environ.get("MCODEC_KODAK")
+needs_kodak = pytest.mark.skipif(not KODAK, reason="MCODEC_KODAK names no folder with the Kodak pictures")
+PHOTO = Path(__file__).parent.parent / "examples" / "photo.jpg"
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return mcodec.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photo() -> NDArray[np.uint8]:
+    return np.asarray(Image.open(PHOTO).convert("RGB"))
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_size_on_disk() -> None:
+    path = weights.find()
+    assert path.stat().st_size < 40 * 2**20
+    card = weights.read_card(path)
+    assert card["bytes"] == path.stat().st_size and card["kmac_per_pixel"]["decode"] <= 100
+
+
+def test_200_random_sizes(codec: Codec, photo: NDArray[np.uint8]) -> None:
+    """Cuts of a photograph; encoded on one setting after another, decoded on three others each."""
+    rng = np.random.default_rng(0)
+    names = list(SETTINGS)
+    for index in range(200):
+        height, width = rng.integers(1, 140, 2)
+        top, left = rng.integers(0, photo.shape[0] - height), rng.integers(0, photo.shape[1] - width)
+        with setting(codec, names[index % len(names)]):
+            data = codec.encode(photo[top : top + height, left : left + width], int(rng.integers(1, 101)))
+        decoded = []
+        for step in range(1, 4):
+            with setting(codec, names[(index + 5 * step) % len(names)]):
+                decoded.append(codec.codes(data))
+        assert same(decoded[0], decoded[1]) and same(decoded[0], decoded[2]), f"size {width}x{height}"
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_batches(codec: Codec, photo: NDArray[np.uint8], count: int) -> None:
+    cuts = [photo[20 * i : 20 * i + 200, 10 * i : 10 * i + 130] for i in range(count)]
+    files = codec.encode_batch(cuts, 60)
+    _, stages = codec._decode([codec._open(file) for file in files])
+    for index, file in enumerate(files):
+        assert same([stage[index] for stage in stages], codec.codes(file))
+
+
+def test_quality_orders_rate_and_distortion(codec: Codec, photo: NDArray[np.uint8]) -> None:
+    files = [codec.encode(photo, q) for q in (1, 10, 30, 50, 70, 90, 100)]
+    errors = [psnr(photo, np.asarray(codec.decode(file))) for file in files]
+    assert files == sorted(files, key=len) and errors == sorted(errors)
+
+
+def real_and_ideal(codec: Codec, picture: NDArray[np.uint8], quality: float) -> tuple[int, float]:
+    """Bytes of the file, and of the model's estimate: -log2 of its frequencies, summed."""
+    bits = []
+    finish: Callable[[entropy.Encoder], bytes] = entropy.Encoder.finish
+
+    def spy(self: entropy.Encoder) -> bytes:
+        bits.append(self.bits)
+        return finish(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entropy.Encoder, "finish", spy)
+        data = codec.encode(picture, quality)
+    return len(data), bits[0] / 8
+
+
+@needs_kodak
+def test_kodak_rate_and_codes(codec: Codec) -> None:
+    """Bytes within 0.5 % of the estimate above 0.2 bpp, header included; codes equal on every setting."""
+    paths = sorted(Path(str(KODAK)).glob("*.png"))
+    assert len(paths) == 24
+    names = list(SETTINGS)
+    for index, path in enumerate(paths):
+        picture = np.asarray(Image.open(path).convert("RGB"))
+        for quality in (30, 80):
+            size, ideal = real_and_ideal(codec, picture, quality)
+            if size * 8 / picture[..., 0].size > 0.2:
+                assert size <= 1.005 * ideal, f"{path.name} at {quality}: {size} bytes, estimate {ideal:.1f}"
+        with setting(codec, names[index % len(names)]):
+            data = codec.encode(picture, 40)
+        assert len(data) - len(container.unpack(data).codes) <= 28
+        decoded = []
+        for step in (1, 6):
+            with setting(codec, names[(index + step) % len(names)]):
+                decoded.append(codec.codes(data))
+        assert same(*decoded), path.name
