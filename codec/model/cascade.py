@@ -255,16 +255,18 @@ class Cascade(nn.Module):
         if offset is not None and scale is not None and torch.is_grad_enabled():
             # codes have no gradient: the encoder keeps the one of the noise relaxation
             noise = torch.rand_like(latents) - 0.5
-            relaxed = noisy_bits(latents + noise, offset.detach(), scale.detach()).sum((1, 2, 3))
+            relaxed = noisy_bits(book.bounded(latents) + noise, offset.detach(), scale.detach()).sum((1, 2, 3))
             out.bits = out.bits + relaxed - relaxed.detach()
         out.stage_bits.append(bits.detach())
         codes = codes.unflatten(2, (height, width))
         value = book.lookup(codes)
-        assert out.commitment is not None
+        assert out.commitment is not None and out.overload is not None
+        out.overload = out.overload + (latents.abs() - book.radius - 0.5).clamp(min=0).sum()
         out.commitment = out.commitment + (latents - value.detach()).square().sum((1, 2, 3))
         out.used.append(_used(codes, book))
         # value forward; its gradient goes to the codeword and, straight through, to the latent
-        return value + latents - latents.detach(), book.coordinate(value)
+        bounded = book.bounded(latents)
+        return value + bounded - bounded.detach(), book.coordinate(value)
 
     def _gumbel(
         self, out: Trained, book: Codebooks, latents: Tensor, offset: Tensor | None, scale: Tensor | None

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from mcodec.kernels.dequantize import dequantize
 from mcodec.model.config import ModelConfig, StageConfig
 from mcodec.model.context import LIMIT, OFFSET_UNIT
-from mcodec.model.layers import straight_through
 
 #: Integer mixture weights are in 1/64 bit.
 LOGIT_UNIT = 64 / math.log(2)
@@ -86,9 +85,12 @@ class Codebooks(nn.Module):
         return channels.flatten(2).unflatten(1, (-1, self.dim))
 
     def bounded(self, latents: Tensor) -> Tensor:
-        """Latents clamped to the support; the gradient passes."""
+        """Latents clamped to the support.
+
+        No gradient passes outside: the picture would go on asking for more of what cannot be sent.
+        """
         reach = self.radius + 0.49
-        return straight_through(latents.clamp(-reach, reach), latents)
+        return latents.clamp(-reach, reach)
 
     def distances(self, latents: Tensor) -> Tensor:
         """Squared distance to every codeword, `[B, M, P, K]`."""
