@@ -71,7 +71,8 @@ def test_batches(codec: Codec, photo: NDArray[np.uint8], count: int) -> None:
 
 
 def test_quality_orders_rate_and_distortion(codec: Codec, photo: NDArray[np.uint8]) -> None:
-    files = [codec.encode(photo, q) for q in (1, 10, 30, 50, 70, 90, 100)]
+    # Up to 90: above, latents beyond the codebooks' radius cost these weights what finer steps gain (README, limits).
+    files = [codec.encode(photo, q) for q in (1, 10, 30, 50, 70, 90)]
     errors = [psnr(photo, np.asarray(codec.decode(file))) for file in files]
     assert files == sorted(files, key=len) and errors == sorted(errors)
 
