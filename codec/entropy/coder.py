@@ -40,7 +40,7 @@ MAX_PRECISION = 1 << 14
 MAX_SCALES = 256
 MAX_LOG2_LANES = 10
 #: A second lane, or twice the lanes, pays from this many symbols per lane on.
-SYMBOLS_PER_LANE = 8192
+SYMBOLS_PER_LANE = 65536
 
 _CHOICES = ("auto", "c", "numpy")
 
@@ -240,7 +240,7 @@ def assign(
 
 
 def lanes_for(n: int) -> int:
-    """Lanes of a tile of n coded symbols: a power of two, 1 below 16384 symbols, at most 1024."""
+    """Lanes of a tile of n coded symbols: a power of two, 1 below 131072 symbols, at most 1024."""
     return 1 << max(0, min(MAX_LOG2_LANES, (n // SYMBOLS_PER_LANE).bit_length() - 1))
 
 
