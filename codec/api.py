@@ -98,8 +98,8 @@ class Codec:
                     chosen = nearest[0].to(torch.int32).cpu().numpy()
                 else:
                     floats = (vectors[item].cpu().contiguous().numpy(), book.codewords.detach().cpu().numpy())
-                    chosen = entropy.assign(self._tables[index], prior[0], prior[1], *floats, BETA)
-                coder.add_stage(self._tables[index], prior[0], prior[1], chosen)
+                    chosen = entropy.assign(self._tables[index], *prior, *floats, BETA)
+                coder.add_stage(self._tables[index], *prior, chosen)
                 codes.append(torch.from_numpy(chosen))
             return torch.stack(codes).unflatten(2, latents.shape[-2:]).to(self.device)
 
@@ -158,10 +158,8 @@ class Codec:
             grid = (height // stage.stride, width // stage.stride)
             shape = (stage.groups, grid[0] * grid[1])
             rows = [
-                decoder.decode_stage(self._tables[index], prior[0], prior[1], shape)
-                for decoder, prior in (
-                    (decoder, self._prior(index, offset, scale, item)) for item, decoder in enumerate(decoders)
-                )
+                decoder.decode_stage(self._tables[index], *self._prior(index, offset, scale, item), shape)
+                for item, decoder in enumerate(decoders)
             ]
             codes = torch.from_numpy(np.stack(rows)).unflatten(2, grid)
             kept.append(codes)
@@ -177,7 +175,7 @@ class Codec:
 
     def _prior(
         self, index: int, offset: Tensor | None, scale: Tensor | None, item: int
-    ) -> tuple[NDArray[np.int16], NDArray[np.uint8]] | tuple[None, None]:
+    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint8] | None]:
         """Integer prior parameters of one picture of the batch, `[M, d, P]`."""
         if offset is None or scale is None:
             return None, None

@@ -222,7 +222,7 @@ class Cascade(nn.Module):
             raise ValueError("the noise relaxation needs a conditional prior")
         bounded = book.bounded(latents)
         assert out.overload is not None
-        out.overload = out.overload + (latents.abs() - book.radius - 0.5).clamp(min=0).sum()
+        out.overload = out.overload + book.overload(latents)
         rounded = bounded.detach().round()
         bits = noisy_bits(bounded + torch.rand_like(bounded) - 0.5, offset, scale)
         out.bits = out.bits + bits.sum((1, 2, 3))
@@ -234,7 +234,7 @@ class Cascade(nn.Module):
         self, out: Trained, book: Codebooks, latents: Tensor, offset: Tensor | None, scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         height, width = latents.shape[-2:]
-        vectors = book.vectors(latents)
+        vectors, bounded = book.vectors(latents), book.bounded(latents)
         if offset is None or scale is None:
             log_p = book.log_weights.log_softmax(1)[None, :, None, :].expand(len(latents), -1, vectors.shape[3], -1)
             skip = None
@@ -256,17 +256,16 @@ class Cascade(nn.Module):
         if offset is not None and scale is not None and torch.is_grad_enabled():
             # codes have no gradient: the encoder keeps the one of the noise relaxation
             noise = torch.rand_like(latents) - 0.5
-            relaxed = noisy_bits(book.bounded(latents) + noise, offset.detach(), scale.detach()).sum((1, 2, 3))
+            relaxed = noisy_bits(bounded + noise, offset.detach(), scale.detach()).sum((1, 2, 3))
             out.bits = out.bits + relaxed - relaxed.detach()
         out.stage_bits.append(bits.detach())
         codes = codes.unflatten(2, (height, width))
         value = book.lookup(codes)
         assert out.commitment is not None and out.overload is not None
-        out.overload = out.overload + (latents.abs() - book.radius - 0.5).clamp(min=0).sum()
+        out.overload = out.overload + book.overload(latents)
         out.commitment = out.commitment + (latents - value.detach()).square().sum((1, 2, 3))
         out.used.append(_used(codes, book))
         # value forward; its gradient goes to the codeword and, straight through, to the latent
-        bounded = book.bounded(latents)
         return value + bounded - bounded.detach(), book.coordinate(value)
 
     def _gumbel(

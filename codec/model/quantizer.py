@@ -92,6 +92,10 @@ class Codebooks(nn.Module):
         reach = self.radius + 0.49
         return latents.clamp(-reach, reach)
 
+    def overload(self, latents: Tensor) -> Tensor:
+        """Steps by which latents exceed the support, summed."""
+        return (latents.abs() - self.radius - 0.5).clamp(min=0).sum()
+
     def distances(self, latents: Tensor) -> Tensor:
         """Squared distance to every codeword, `[B, M, P, K]`."""
         v = self.vectors(latents).transpose(2, 3)
