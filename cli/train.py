@@ -16,6 +16,7 @@ TRAIN_EXAMPLES = """\b
 Examples:
   mcodec train --data photos/ --validation held-out/ --out runs/mine
   mcodec train --preset cascade-small --data shard-000.tar --minutes 2
+  mcodec train --init cascade --data my-photos/ --out runs/tuned
   mcodec train --out runs/mine --resume
   torchrun --nproc-per-node 4 -m mcodec.cli train --config run.json
 """
@@ -41,6 +42,7 @@ def _steps(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.command(epilog=TRAIN_EXAMPLES)
 @click.option("--config", type=FILE, metavar="FILE", help="Run configuration (JSON); options override it.")
 @click.option("--preset", metavar="NAME", help="Model: cascade, cascade-small or umgm.")
+@click.option("--init", metavar="NAME", help="Released weights to start from, a name or a .safetensors file.")
 @click.option("--data", multiple=True, metavar="PATH", help="Tar shard, folder or picture; repeatable.")
 @click.option("--validation", multiple=True, metavar="PATH", help="Held-out pictures; repeatable.")
 @click.option("--out", metavar="DIR", help="Folder of the run. [default: runs/PRESET]")
@@ -54,6 +56,7 @@ def _steps(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 def train(
     config: Path | None,
     preset: str | None,
+    init: str | None,
     data: tuple[str, ...],
     validation: tuple[str, ...],
     out: str | None,
@@ -81,6 +84,7 @@ def train(
     noise, hard, frozen = steps or (None, None, None)
     settings = settings.updated(
         preset=preset,
+        init=init,
         data=data or None,
         validation=validation or None,
         out=out,

@@ -129,7 +129,7 @@ def release_tensors(model: Cascade) -> dict[str, Any]:
                 tensors[f"{name}.codewords"] = module.codewords.detach()
             else:
                 for key, value in module.named_parameters(recurse=False):
-                    half = not isinstance(module, Exact1x1) and value.dim() > 2
+                    half = key == "weight" and not isinstance(module, Exact1x1)
                     tensors[f"{name}.{key}"] = value.detach().half() if half else value.detach()
     return {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
 

@@ -78,8 +78,8 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
 def test_phases_and_rate(config: TrainConfig) -> None:
     assert [config.phase(s) for s in (0, 2, 3, 5, 6)] == ["noise", "noise", "hard", "hard", "frozen"]
     assert config.phase(0, gumbel=True) == "gumbel"
-    assert config.rate(0) == 0.5 and config.rate(2) == 1.0
-    assert config.rate(config.steps - 1) < 0.1
+    config = config.updated(decay_steps=4)  # of 8, after a warm-up of 2
+    assert [config.rate(s) for s in (0, 2, 4, 6, 7)] == [0.5, 1.0, 1.0, 0.5, 0.25]
 
 
 def test_resume_reproduces_the_uninterrupted_run(config: TrainConfig) -> None:
@@ -158,3 +158,22 @@ def test_the_seeds_method_through_the_same_code(
     data = codec.encode(picture)
     assert codec.decode(data).size == (50, 70)
     assert [tuple(c.shape) for c in codec.codes(data)] == [(2, 3, 2), (2, 6, 4)]
+
+
+def test_a_run_starts_from_released_weights(config: TrainConfig, tmp_path: Path) -> None:
+    trainer = Trainer(config)
+    trainer.train_step()
+    trainer.save(tmp_path / "checkpoint.pt")
+    path = export(tmp_path / "checkpoint.pt", tmp_path, "first")
+    tuned = Trainer(config.updated(init=str(path)))
+    released, _ = weights.load(path)
+    thawed = {k: v for k, v in weights.release_tensors(tuned.model).items() if "quality" not in k}
+    for name, value in weights.release_tensors(released).items():
+        if name in thawed:  # all but the tables of quality, which are interpolated again
+            assert torch.equal(value, thawed[name]), name
+    before = {k: v.detach().clone() for k, v in tuned.model.named_parameters()}
+    tuned.train_step()
+    moved = {k for k, v in tuned.model.named_parameters() if not torch.equal(v, before[k])}
+    assert any(".quality.anchors" in k for k in moved) and any("codebooks" not in k for k in moved)
+    with pytest.raises(TrainingError, match="not of preset cascade-small"):
+        Trainer(config.updated(init=str(path), preset="cascade-small"))

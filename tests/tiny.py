@@ -28,7 +28,7 @@ def lively(config: ModelConfig, seed: int = 0) -> Cascade:
     model = Cascade(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("film", "outer.weight", "correct.weight")) and ".context." not in name:
+            if parameter.dim() > 1 and not parameter.any() and "log_" not in name and ".context." not in name:
                 parameter.normal_(0, 0.02)
             elif "log_weights" in name:
                 parameter.normal_(0, 0.3)

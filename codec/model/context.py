@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mcodec.kernels import context_layer as kernel
 from mcodec.model.config import LEVELS, ModelConfig, StageConfig
-from mcodec.model.layers import ANCHORS, interpolate, straight_through
+from mcodec.model.layers import ANCHORS, interpolate, pointwise, straight_through
 
 LIMIT = 127  # activations and weights
 POINTWISE_SHIFT = 7
@@ -32,18 +32,17 @@ class _Requantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, acc: Tensor, shift: int, low: int, high: int) -> Tensor:  # type: ignore[no-untyped-def]
-        out = kernel.requantize(acc, shift, low, high)
+        out: Tensor = kernel.requantize(acc, shift, low, high)
         real = acc * 2.0**-shift
-        ctx.save_for_backward(real > high, real < low)
+        ctx.save_for_backward((real > high).to(torch.int8) - (real < low).to(torch.int8))
         ctx.shift = shift
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        above, below = ctx.saved_tensors
+        (outside,) = ctx.saved_tensors
         # a gradient step goes against grad: outside the range keep only what leads back into it
-        blocked = (above & (grad < 0)) | (below & (grad > 0))
-        return grad.masked_fill(blocked, 0) * 2.0**-ctx.shift, None, None, None
+        return grad.masked_fill(outside * grad < 0, 0) * 2.0**-ctx.shift, None, None, None
 
 
 class IntegerLayer(nn.Module):
@@ -81,7 +80,7 @@ class IntegerLayer(nn.Module):
             if depthwise:
                 acc = F.conv2d(x, weight[:, None], bias, padding=1, groups=x.shape[1])
             else:
-                acc = F.conv2d(x, weight[:, :, None, None], bias)
+                acc = pointwise(x, weight, bias)
         out: Tensor = _Requantize.apply(acc, self.shift, self.low, self.high)  # type: ignore[no-untyped-call]
         return out
 
@@ -111,6 +110,13 @@ class QualityTable(nn.Module):
         self.anchors = nn.Parameter(torch.randn(ANCHORS, channels) * 0.5)
         # Filled by an export: interpolation is float arithmetic, which a released model must not depend on.
         self.register_buffer("rows", torch.zeros(0, channels, dtype=torch.int8))
+
+    @torch.no_grad()
+    def thaw(self) -> None:
+        """Trainable again after a release was loaded: anchors read off the table, to a rounding."""
+        at = torch.linspace(0, LEVELS - 1, ANCHORS).round().long()
+        self.anchors.copy_(self.rows[at].float() / BIAS_UNIT)
+        self.rows = self.rows[:0]
 
     def table(self) -> Tensor:
         """All rows as integer-valued float32."""

@@ -28,11 +28,25 @@ def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
     return surrogate + (value - surrogate).detach()
 
 
-class Exact1x1(nn.Conv2d):
-    """1x1 convolution kept in float32: the linear paths carry the picture itself."""
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x `[B, I, H, W]`, weight `[O, I]`, bias `[O]` -> `[B, O, H, W]`; for channels_last x a plain matrix product."""
+    return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
 
-    def __init__(self, cin: int, cout: int) -> None:
-        super().__init__(cin, cout, 1)
+
+class Pointwise(nn.Module):
+    """1x1 convolution; its weight is a matrix, `[O, I]`, which is what matrix-wise optimizers take."""
+
+    def __init__(self, cin: int, cout: int, zero: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(cout, cin) if zero else torch.randn(cout, cin) * cin**-0.5)
+        self.bias = nn.Parameter(torch.zeros(cout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x, self.weight, self.bias)
+
+
+class Exact1x1(Pointwise):
+    """1x1 convolution kept in float32: the linear paths carry the picture itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -42,35 +56,59 @@ class Exact1x1(nn.Conv2d):
     def start_linear(self, matrix: Tensor, row: int = 0, col: int = 0) -> None:
         """Set `weight[row:, col:]` to `matrix`; its rows read nothing else and have no bias."""
         rows, cols = matrix.shape
-        assert self.bias is not None
         self.weight[row : row + rows] = 0
-        self.weight[row : row + rows, col : col + cols, 0, 0] = matrix
+        self.weight[row : row + rows, col : col + cols] = matrix
         self.bias[row : row + rows] = 0
 
 
-class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(scale(q) * x + shift(q)))); starts as the identity."""
+class Spatial(nn.Conv2d):
+    """Depthwise 3x3 convolution; starts as the identity plus noise."""
 
     def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels)
+        with torch.no_grad():
+            self.weight.mul_(0.5)[:, 0, 1, 1] += 1
+
+
+class Block(nn.Module):
+    """x + body(scale(q) * x + shift(q)); starts as the identity."""
+
+    def __init__(self, channels: int, body: nn.Sequential) -> None:
         super().__init__()
         self.film = nn.Parameter(torch.zeros(ANCHORS, 2 * channels))
-        self.inner = nn.Conv2d(channels, channels, 3, padding=1)
-        self.outer = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.outer.weight)
-        assert self.outer.bias is not None
-        nn.init.zeros_(self.outer.bias)
+        self.body = body
+        last = body[-1]
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = interpolate(self.film, level)[:, :, None, None].chunk(2, dim=1)
-        out: Tensor = x + self.outer(F.relu(self.inner(torch.addcmul(x + shift, x, scale))))
+        out: Tensor = x + self.body(torch.addcmul(x + shift, x, scale))
         return out
 
 
-class Blocks(nn.ModuleList):
-    """Residual blocks in a row."""
+def _dense(channels: int) -> nn.Sequential:
+    """Two 3x3 convolutions: 18 C^2 multiplications per position."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+    )
 
-    def __init__(self, channels: int, count: int) -> None:
-        super().__init__(ResidualBlock(channels) for _ in range(count))
+
+def _separable(channels: int) -> nn.Sequential:
+    """Depthwise 3x3, then two pointwise layers with twice the width between: 4 C^2 + 9 C multiplications."""
+    return nn.Sequential(
+        Spatial(channels), Pointwise(channels, 2 * channels), nn.ReLU(), Pointwise(2 * channels, channels)
+    )
+
+
+BODIES = {"dense": _dense, "separable": _separable}
+
+
+class Blocks(nn.ModuleList):
+    """Residual blocks in a row, of a kind in `BODIES`."""
+
+    def __init__(self, channels: int, count: int, kind: str) -> None:
+        super().__init__(Block(channels, BODIES[kind](channels)) for _ in range(count))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         for block in self:

@@ -68,6 +68,14 @@ class Codebooks(nn.Module):
         weights = (relative * LOGIT_UNIT).round().clamp(-2048, 0).to(torch.int16)
         return codewords, weights, self.coordinate(self.codewords).to(torch.int8)
 
+    @torch.no_grad()
+    def thaw(self) -> None:
+        """Trainable again after a release was loaded: parameters decide, not the stored integers."""
+        self.log_weights.copy_(self.integer_log_weights.float() / LOGIT_UNIT)
+        self.integer_codewords = self.integer_codewords[:0]
+        self.integer_log_weights = self.integer_log_weights[:0]
+        self.coordinates = self.coordinates[:0]
+
     def coordinate(self, value: Tensor) -> Tensor:
         """Dequantized value -> integer the context network sees."""
         return (value.detach() * self.coordinate_unit).round().clamp(-LIMIT, LIMIT)

@@ -39,7 +39,7 @@ class Analysis(nn.Module):
                     n, m = coefficients(config, stride // 2), coefficients(config, stride)
                     layer.start_linear(dct.down(stride // 2, n, m))
             self.down[str(stride)] = layer
-            self.blocks[str(stride)] = Blocks(channels, config.analysis_blocks.get(stride, 0))
+            self.blocks[str(stride)] = Blocks(channels, config.analysis_blocks.get(stride, 0), config.block)
 
     def forward(self, x: Tensor, level: Tensor) -> dict[int, Tensor]:
         features: dict[int, Tensor] = {}
@@ -78,7 +78,7 @@ class Synthesis(nn.Module):
         while stride > 4:
             self.up.append(Up(config, stride))
             stride //= 2
-            self.blocks.append(Blocks(config.channels[stride], config.synthesis_blocks.get(stride, 0)))
+            self.blocks.append(Blocks(config.channels[stride], config.synthesis_blocks.get(stride, 0), config.block))
         self.out = Exact1x1(config.channels[4], 48)
         self.out.start_linear(torch.eye(48))
 

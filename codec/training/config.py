@@ -14,11 +14,12 @@ from mcodec.errors import TrainingError
 class TrainConfig:
     """A run: noise phase, then hard codes, then hard codes with the encoder frozen.
 
-    The learning rate is constant through the noise phase, so that a run can be extended by raising
-    `noise_steps`; it falls linearly to a tenth over the hard phase and to zero over the frozen one.
+    The learning rate is constant, then falls linearly to zero over the last `decay_steps` of the run, so that a run
+    can be extended by raising `noise_steps` before the decay begins.
     """
 
     preset: str = "cascade"
+    init: str = ""  # released weights (name or path) to start from; empty: from nothing
     data: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     out: str = "runs/cascade"
@@ -27,6 +28,7 @@ class TrainConfig:
     frozen_steps: int = 1000
     batch: int = 4
     crop: int = 256
+    decay_steps: int = 4000
     learning_rate: float = 4e-4
     context_learning_rate: float = 3e-3  # integers: small steps would not reach the next one
     warmup: int = 300
@@ -60,12 +62,7 @@ class TrainConfig:
     def rate(self, step: int) -> float:
         """Learning-rate factor of a step."""
         warm = min(1.0, (step + 1) / max(1, self.warmup))
-        if step < self.noise_steps:
-            return warm
-        done = step - self.noise_steps
-        if done < self.hard_steps:
-            return warm * (1 - 0.9 * done / self.hard_steps)
-        return warm * 0.1 * (1 - (done - self.hard_steps) / max(1, self.frozen_steps))
+        return warm * min(1.0, (self.steps - step) / max(1, self.decay_steps))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""

@@ -41,8 +41,9 @@ def multiplications(model: Cascade, size: int = 512) -> dict[str, float]:
         count[0] += weight[0].numel() * output.numel()
 
     from mcodec.model.context import IntegerLayer
+    from mcodec.model.layers import Pointwise
 
-    hooked = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | IntegerLayer)]
+    hooked = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | Pointwise | IntegerLayer)]
     handles = [m.register_forward_hook(hook) for m in hooked]
     x, level = torch.zeros(1, 3, size, size), torch.zeros(1)
 
@@ -73,6 +74,7 @@ def export(
     training["data"] = [Path(p).name for p in training["data"]]
     training["validation"] = [Path(p).name for p in training["validation"]]
     training.pop("out")
+    training["init"] = Path(training["init"]).name
     card = {
         "name": name,
         "architecture": model.config.name,

@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from mcodec import weights
 from mcodec.errors import TrainingError
 from mcodec.model import Cascade, preset
 from mcodec.model.cascade import BETA, Trained
 from mcodec.model.config import LEVELS
+from mcodec.model.context import QualityTable
+from mcodec.model.quantizer import Codebooks
 from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, load_pictures, validation_batch
 
 #: What the encoder alone uses; frozen in the last phase.
-ENCODER_PARTS = ("analysis.", ".posterior.", ".mix.", ".correct.")
+ENCODER_PARTS = ("analysis.", ".posterior.", ".correct.")
 #: Levels at which validation is measured.
 VALIDATION_LEVELS = (25, 76, 127, 178, 229)
 
@@ -40,6 +43,20 @@ def _is_encoder(name: str) -> bool:
     return any(part in name for part in ENCODER_PARTS)
 
 
+def _start(config: TrainConfig) -> Cascade:
+    """A fresh model of the preset, or the released weights that the run starts from."""
+    shape = preset(config.preset)
+    if not config.init:
+        return Cascade(shape)
+    model, _ = weights.load(weights.find(config.init))
+    if model.config != shape:
+        raise TrainingError(f"weights {config.init} are of {model.config.name}, not of preset {config.preset}")
+    for module in model.modules():
+        if isinstance(module, QualityTable | Codebooks):
+            module.thaw()
+    return model.train()
+
+
 class Trainer:
     """State of a run: model, optimizer, EMA, data, step. Multi-GPU runs start one per process (torchrun)."""
 
@@ -52,9 +69,9 @@ class Trainer:
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         torch.manual_seed(config.seed)
-        self.model = Cascade(preset(config.preset)).to(self.device)
-        if self.device.type == "cuda":
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = _start(config).to(self.device)
+        # pointwise and depthwise layers are two to three times faster so, on CPUs as on GPUs
+        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.gumbel = self.model.config.assignment == "gumbel"
         torch.manual_seed(config.seed + 1 + self.rank)
         self.optimizer = self._optimizer()
@@ -117,14 +134,14 @@ class Trainer:
         factor = config.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["base"]
-        x, level = self.crops.next(), self._levels(config.batch)
+        x, level = self.crops.next().to(memory_format=torch.channels_last), self._levels(config.batch)
         mode = "hard" if phase == "frozen" else phase
-        if self.step == 0 and not self.gumbel:
+        if self.step == 0 and not self.gumbel and not config.init:
             self._calibrate(mode)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             out = self.model(x, level, mode)
             loss, error = self._loss(out, x, level)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         self._reduce()
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
@@ -161,10 +178,19 @@ class Trainer:
     def _reduce(self) -> None:
         if self.world == 1:
             return
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.world
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in grads]) / self.world  # one message, not hundreds
+        dist.all_reduce(flat)
+        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(part.view(grad.shape))
+
+    def _agree(self, stop: bool) -> bool:
+        """The first process's clock decides for all, or the others would wait for it for ever."""
+        if self.world == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.device)
+        dist.broadcast(flag, 0)
+        return bool(flag)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -235,8 +261,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = {k: v.to(self.device) for k, v in state["average"].items()}
         self.step, self.seconds, self.pixels = state["step"], state["seconds"], state["pixels"]
-        torch.set_rng_state(state["rng"])
-        self.crops.generator.set_state(state["crops"])
+        if self.rank == 0:
+            torch.set_rng_state(state["rng"])
+            self.crops.generator.set_state(state["crops"])
+        else:  # the file holds the first process's generators; another must not repeat its crops
+            torch.manual_seed(self.step * self.world + self.rank)
+            self.crops.generator.manual_seed(self.step * self.world + self.rank)
 
     # ---- the run ------------------------------------------------------------------------------------------
 
@@ -267,7 +297,7 @@ class Trainer:
                     report(row)
                 if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
                     write(self.validate())
-                stop = self.config.minutes and now - began > self.config.minutes * 60
+                stop = self._agree(bool(self.config.minutes) and now - began > self.config.minutes * 60)
                 if self.rank == 0 and (stop or now - last_saved > self.config.checkpoint_minutes * 60):
                     self.save(checkpoint)
                     last_saved = now
