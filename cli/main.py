@@ -16,7 +16,7 @@ import click
 
 from mcodec.cli.coding import decode, encode
 from mcodec.cli.show import info, models, version
-from mcodec.cli.train import export, train
+from mcodec.cli.train import experiment, export, train
 from mcodec.errors import CodecError
 
 EPILOG = """\b
@@ -54,7 +54,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (encode, decode, info, models, train, export):
+for command in (encode, decode, info, models, train, export, experiment):
     cli.add_command(command)
 
 

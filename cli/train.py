@@ -133,3 +133,30 @@ def export(checkpoint: Path, out: Path, name: str, force: bool) -> None:
             raise CodecError(f"{target} exists; use --force to overwrite it")
     path = write_release(checkpoint, out, name)
     click.echo(f"{path}: {path.stat().st_size:,} bytes")
+
+
+@click.command()
+@click.argument("checkpoint", metavar="CHECKPOINT", type=FILE)
+@click.option("--validation", multiple=True, required=True, metavar="PATH", help="Held-out pictures; repeatable.")
+@click.option("--results", type=FILE, required=True, metavar="FILE", help="JSON lines to append the row to.")
+@click.option("--name", default="", metavar="NAME", help="Name of the run. [default: the run's folder]")
+@click.option("--change", default="", metavar="TEXT", help="What the run changed.")
+@click.option("--expected", default="", metavar="TEXT", help="What that was expected to give.")
+@click.option("--limit", type=click.IntRange(1), help="Measure on this many pictures only.")
+def experiment(
+    checkpoint: Path,
+    validation: tuple[str, ...],
+    results: Path,
+    name: str,
+    change: str,
+    expected: str,
+    limit: int | None,
+) -> None:
+    """Measure a run's CHECKPOINT on held-out pictures, by real files, and keep one row of it."""
+    from mcodec.training.experiment import record
+
+    name = name or checkpoint.resolve().parent.name
+    row = record(checkpoint, results, name, {"change": change, "expected": expected}, validation, limit)
+    curve = row["validation"]
+    for quality, bpp, psnr in zip(curve["quality"], curve["bpp"], curve["psnr-rgb"], strict=True):
+        click.echo(f"q {quality:>3}: {bpp:.4f} bpp  {psnr:.2f} dB")

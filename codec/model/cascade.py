@@ -154,6 +154,7 @@ class Cascade(nn.Module):
         grid = (height // stride, width // stride)
         device = self.precision.device
         state = torch.zeros(batch, self.config.channels[stride], *grid, device=device)
+        state = state.contiguous(memory_format=torch.channels_last)
         context = torch.zeros(batch, self.config.context_channels, *grid, device=device, dtype=self.context_dtype)
         for index, stage in enumerate(map(self.stage, range(len(self.stages)))):
             while stride > stage.stride:

@@ -43,7 +43,7 @@ class Analysis(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> dict[int, Tensor]:
         features: dict[int, Tensor] = {}
-        x = F.pixel_unshuffle(x, 4)
+        x = F.pixel_unshuffle(x, 4).contiguous(memory_format=torch.channels_last)  # see layers.pointwise
         for stride in self.strides:
             if stride != 4:
                 x = F.pixel_unshuffle(x, 2)

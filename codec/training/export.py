@@ -74,7 +74,7 @@ def export(
     training["data"] = [Path(p).name for p in training["data"]]
     training["validation"] = [Path(p).name for p in training["validation"]]
     training.pop("out")
-    training["init"] = Path(training["init"]).name
+    training["init"] = Path(training.get("init", "")).name
     card = {
         "name": name,
         "architecture": model.config.name,

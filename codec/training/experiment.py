@@ -1,0 +1,74 @@
+"""One row per training run: what was changed, what it cost, and what real files of held-out pictures say."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcodec import api
+from mcodec.training.data import load_pictures
+from mcodec.training.export import export
+
+QUALITIES = (5, 25, 50, 75, 95)
+
+
+def validation_curve(
+    codec: api.Codec,
+    pictures: Sequence[NDArray[np.uint8]],
+    qualities: Sequence[float] = QUALITIES,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """Mean bpp of real files and mean RGB PSNR in dB per quality; pictures are `[H, W, 3]` uint8."""
+    curve: dict[str, list[float]] = {"quality": list(qualities), "bpp": [], "psnr-rgb": []}
+    for quality in qualities:
+        bpp, psnr = [], []
+        for picture in pictures:
+            data = codec.encode(picture, quality)
+            error = np.asarray(codec.decode(data), np.float64) - picture
+            bpp.append(len(data) * 8 / picture[..., 0].size)
+            psnr.append(float(-10 * np.log10(max(np.square(error).mean(), 1e-4) / 255**2)))
+            advance()
+        curve["bpp"].append(float(np.mean(bpp)))
+        curve["psnr-rgb"].append(float(np.mean(psnr)))
+    return curve
+
+
+def record(
+    checkpoint: Path,
+    results: Path,
+    name: str,
+    notes: dict[str, str],
+    validation: Sequence[str | Path],
+    limit: int | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Measure a run's checkpoint and append its row to `results` (JSON lines); returns the row.
+
+    notes: free text under keys of the caller's choice (what was changed, what it was expected to give). The
+    checkpoint is exported first, so that what is measured is what a release would be.
+    """
+    pictures = [p.permute(1, 2, 0).numpy() for p in load_pictures(validation, limit)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = export(checkpoint, Path(folder), name)
+        card = json.loads(path.with_suffix(".json").read_text())
+        curve = validation_curve(api.load(path, "cpu"), pictures, advance=advance)
+    row = {
+        "name": name,
+        **notes,
+        "date": datetime.now(UTC).date().isoformat(),
+        **{key: card[key] for key in ("architecture", "parameters", "kmac_per_pixel", "steps")},
+        **{key: card[key] for key in ("training_pixels", "training_hours", "training")},
+        "pictures": len(pictures),
+        "validation": curve,
+    }
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
