@@ -34,9 +34,11 @@ enum {
     MAX_CODEWORDS = 8192,
     MAX_DIMENSION = 64,
     MAX_STREAM_LANES = 1024,
+    STATE_BYTES = 6,    /* of a state in the stream */
 };
 
-#define TOTAL 65536u                 /* sum of a frequency row, and lower end of the state's range */
+#define TOTAL 65536u                 /* sum of a frequency row */
+#define LOWEST ((uint64_t)1 << 32)   /* lower end of a state; the upper one is 2^48 */
 #define PADDING_LOGIT (-(1 << 28))   /* below every true logit (> -2^22): weight 0 */
 
 /* ------------------------------------------------------------------------------------------------ the prior */
@@ -253,7 +255,7 @@ INLINE uint32_t search_row(const Prior *p, Row row, uint32_t slot, uint32_t *sta
 
 /* Returns the words read so far, or -1 where the stream ended early. */
 CLONES
-static Py_ssize_t run_decode(const Prior *p, const uint8_t *words, Py_ssize_t count, uint32_t *states,
+static Py_ssize_t run_decode(const Prior *p, const uint8_t *words, Py_ssize_t count, uint64_t *states,
                              Py_ssize_t lanes, Py_ssize_t position, int32_t *codes)
 {
     Py_ssize_t lane = 0;
@@ -264,14 +266,15 @@ static Py_ssize_t run_decode(const Prior *p, const uint8_t *words, Py_ssize_t co
             *code = 0;
             if (is_skipped(p, group, i))
                 continue;
-            uint32_t x = states[lane], start, freq;
-            const uint32_t slot = x & 0xffffu;
+            uint64_t x = states[lane];
+            const uint32_t slot = (uint32_t)x & 0xffffu;
+            uint32_t start, freq;
             if (p->offset)
                 *code = (int32_t)search_row(p, weights(p, group, i), slot, &start, &freq);
             else
                 *code = (int32_t)search_static(p, slot, &start, &freq);
             x = freq * (x >> 16) + slot - start;
-            if (x < TOTAL) {
+            if (x < LOWEST) {
                 if (position >= count)
                     return -1;
                 x = x << 16 | (uint32_t)words[2 * position + 1] << 8 | words[2 * position];
@@ -286,11 +289,11 @@ static Py_ssize_t run_decode(const Prior *p, const uint8_t *words, Py_ssize_t co
 
 /* Writes words from `end` downwards; returns how many, or -1 for an interval that is empty or too long. */
 static Py_ssize_t run_encode(const uint16_t *start, const uint16_t *freq, const int64_t *counts, Py_ssize_t stages,
-                             Py_ssize_t symbols, uint32_t *states, Py_ssize_t lanes, uint8_t *end)
+                             Py_ssize_t symbols, uint64_t *states, Py_ssize_t lanes, uint8_t *end)
 {
     uint8_t *out = end;
     for (Py_ssize_t lane = 0; lane < lanes; lane++)
-        states[lane] = TOTAL;
+        states[lane] = LOWEST;
     Py_ssize_t at = symbols;
     for (Py_ssize_t stage = stages; stage-- > 0;) {
         for (Py_ssize_t i = (Py_ssize_t)counts[stage]; i-- > 0;) {
@@ -298,8 +301,8 @@ static Py_ssize_t run_encode(const uint16_t *start, const uint16_t *freq, const 
             const uint32_t f = freq[at], s = start[at];
             if (!f || s + f > TOTAL)
                 return -1;
-            uint32_t x = states[i & (lanes - 1)];
-            if (x >= f << 16) {
+            uint64_t x = states[i & (lanes - 1)];
+            if (x >= (uint64_t)f << 32) {
                 out -= 2;
                 out[0] = (uint8_t)x;
                 out[1] = (uint8_t)(x >> 8);
@@ -529,14 +532,14 @@ static PyObject *py_decode_stage(PyObject *Py_UNUSED(self), PyObject *const *arg
     Buffers buffers = {0};
     Prior prior = {0};
     const uint8_t *words;
-    uint32_t *states;
+    uint64_t *states;
     int32_t *codes;
     Py_ssize_t size = -1, lanes = -1, position;
     if (open_prior(&prior, &buffers, args) < 0)
         goto end;
     Py_ssize_t shape[2] = {prior.groups, prior.positions};
     if (!(words = hold(&buffers, args[5], "words", 1, 1, &size, 0)) ||
-        !(states = hold(&buffers, args[6], "states", 4, 1, &lanes, 1)))
+        !(states = hold(&buffers, args[6], "states", 8, 1, &lanes, 1)))
         goto end;
     position = PyLong_AsSsize_t(args[7]);
     if (position == -1 && PyErr_Occurred())
@@ -565,7 +568,7 @@ static PyObject *py_rans_encode(PyObject *Py_UNUSED(self), PyObject *const *args
     PyObject *result = NULL;
     Buffers buffers = {0};
     uint8_t *words = NULL;
-    uint32_t states[MAX_STREAM_LANES];
+    uint64_t states[MAX_STREAM_LANES];
     Py_ssize_t symbols = -1, stages = -1, written;
     const uint16_t *start = hold(&buffers, args[0], "start", 2, 1, &symbols, 0);
     const uint16_t *freq = start ? hold(&buffers, args[1], "freq", 2, 1, &symbols, 0) : NULL;
@@ -596,11 +599,11 @@ static PyObject *py_rans_encode(PyObject *Py_UNUSED(self), PyObject *const *args
         PyErr_SetString(PyExc_ValueError, "start or freq: not an interval of [0, 65536)");
         goto end;
     }
-    if (!(result = PyBytes_FromStringAndSize(NULL, 4 * lanes + 2 * written)))
+    if (!(result = PyBytes_FromStringAndSize(NULL, STATE_BYTES * lanes + 2 * written)))
         goto end;
     uint8_t *out = (uint8_t *)PyBytes_AsString(result);
     for (Py_ssize_t lane = 0; lane < lanes; lane++)
-        for (int byte = 0; byte < 4; byte++)
+        for (int byte = 0; byte < STATE_BYTES; byte++)
             *out++ = (uint8_t)(states[lane] >> (8 * byte));
     memcpy(out, words + 2 * (symbols - written), 2 * (size_t)written);
 end:

@@ -39,8 +39,8 @@ MAX_VALUE = 1023
 MAX_PRECISION = 1 << 14
 MAX_SCALES = 256
 MAX_LOG2_LANES = 10
-#: A second lane, or twice the lanes, pays from this many symbols per lane on.
-SYMBOLS_PER_LANE = 65536
+#: What a lane must carry, in the unit of `lanes_for`: at least 6040 bytes, of which its state's 6 are 0.1 %.
+SURPRISE_PER_LANE = 33500 << 16
 
 _CHOICES = ("auto", "c", "numpy")
 
@@ -239,9 +239,13 @@ def assign(
     return codes
 
 
-def lanes_for(n: int) -> int:
-    """Lanes of a tile of n coded symbols: a power of two, 1 below 131072 symbols, at most 1024."""
-    return 1 << max(0, min(MAX_LOG2_LANES, (n // SYMBOLS_PER_LANE).bit_length() - 1))
+def lanes_for(surprise: int) -> int:
+    """Lanes of a tile: a power of two, from 1 to 1024, such that more than one add at most 0.1 % to its bytes.
+
+    surprise: sum of 2^16 - freq over the coded symbols. As -log2 p >= (1 - p) log2 e, the symbols take at least
+    surprise * log2(e) / 2^16 bits: a bound in integers, equal on every machine.
+    """
+    return 1 << max(0, min(MAX_LOG2_LANES, (surprise // SURPRISE_PER_LANE).bit_length() - 1))
 
 
 class Encoder:
@@ -252,7 +256,7 @@ class Encoder:
             encoder.add_stage(tables, offset, scale, codes)
         data = encoder.finish()
 
-    `data` is one byte log2 L, then L states (little-endian uint32), then the words (little-endian uint16).
+    `data` is one byte log2 L, then L states (6 bytes each, little-endian), then the words (little-endian uint16).
     """
 
     def __init__(self) -> None:
@@ -282,7 +286,7 @@ class Encoder:
         start = np.concatenate([empty, *(part[0] for part in self._parts)])
         freq = np.concatenate([empty, *(part[1] for part in self._parts)])
         counts = np.array([len(part[0]) for part in self._parts], np.int64)
-        lanes = lanes_for(len(freq))
+        lanes = lanes_for(len(freq) * rans.TOTAL - int(freq.sum(dtype=np.int64)))
         stream: bytes = _primitives().rans_encode(start, freq, counts, lanes)
         return bytes([lanes.bit_length() - 1]) + stream
 
@@ -300,14 +304,17 @@ class Decoder:
         if data[0] > MAX_LOG2_LANES:
             raise CorruptStream(f"log2 of the lane count is {data[0]}, at most {MAX_LOG2_LANES} is allowed")
         lanes = 1 << data[0]
-        size = len(data) - 1 - 4 * lanes
+        head = 1 + rans.STATE_BYTES * lanes
+        size = len(data) - head
         if size < 0 or size % 2:
             raise CorruptStream(f"entropy-coded data of {lanes} lanes cannot have {len(data)} bytes")
-        self._states = np.frombuffer(data, "<u4", lanes, 1).astype(np.uint32)
-        self._words = np.frombuffer(data, np.uint8, size, 1 + 4 * lanes)
+        states = np.zeros((lanes, 8), np.uint8)
+        states[:, : rans.STATE_BYTES] = np.frombuffer(data, np.uint8, head - 1, 1).reshape(lanes, -1)
+        self._states = states.view("<u8")[:, 0].astype(np.uint64)
+        self._words = np.frombuffer(data, np.uint8, size, head)
         self._position = 0
-        if (self._states < rans.TOTAL).any():
-            raise CorruptStream(f"a coder state is {self._states.min()}, at least {rans.TOTAL} is needed")
+        if (self._states < rans.LOWEST).any():
+            raise CorruptStream(f"a coder state is {self._states.min()}, at least {rans.LOWEST} is needed")
 
     @property
     def words_read(self) -> int:
@@ -355,5 +362,5 @@ class Decoder:
         """CorruptStream unless everything was read and every lane is back where the encoder started."""
         if left := len(self._words) // 2 - self._position:
             raise CorruptStream(f"{left} words are left after the last symbol")
-        if wrong := np.count_nonzero(self._states != rans.TOTAL):
+        if wrong := np.count_nonzero(self._states != rans.LOWEST):
             raise CorruptStream(f"{wrong} of {len(self._states)} coder states are wrong at the end")

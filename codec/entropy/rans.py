@@ -16,10 +16,15 @@ Int32 = NDArray[np.int32]
 UInt8 = NDArray[np.uint8]
 UInt16 = NDArray[np.uint16]
 UInt32 = NDArray[np.uint32]
+UInt64 = NDArray[np.uint64]
 Float32 = NDArray[np.float32]
 
-#: Sum of a frequency row; also the lower end of the coder's state.
+#: Sum of a frequency row.
 TOTAL = 1 << 16
+#: Lower end of a coder's state, where every lane starts; the upper end is 2^48.
+LOWEST = 1 << 32
+#: Bytes of a state in a stream.
+STATE_BYTES = 6
 
 # Entries of a row that are held at once: a few arrays of 1 MiB each stay in the cache.
 _CHUNK = 1 << 18
@@ -102,8 +107,8 @@ def intervals(
 
 
 def rans_encode(start: UInt16, freq: UInt16, counts: NDArray[np.int64], lanes: int) -> bytes:
-    """Intervals of all stages, `counts` symbols each -> `lanes` states (uint32), then the words (uint16)."""
-    states = [TOTAL] * lanes
+    """Intervals of all stages, `counts` symbols each -> `lanes` states (6 bytes each), then the words (uint16)."""
+    states = [LOWEST] * lanes
     words: list[int] = []
     ends = counts.cumsum().tolist()
     for count, end in zip(reversed(counts.tolist()), reversed(ends), strict=True):
@@ -111,11 +116,12 @@ def rans_encode(start: UInt16, freq: UInt16, counts: NDArray[np.int64], lanes: i
         symbols = zip(start[first:end].tolist(), freq[first:end].tolist(), strict=True)
         for i, (s, f) in zip(range(count - 1, -1, -1), reversed(list(symbols)), strict=True):
             x = states[i % lanes]
-            if x >= f << 16:
+            if x >= f << 32:
                 words.append(x & 0xFFFF)
                 x >>= 16
             states[i % lanes] = (x // f << 16) + x % f + s
-    return np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes()
+    head = b"".join(x.to_bytes(STATE_BYTES, "little") for x in states)
+    return head + np.array(words[::-1], "<u2").tobytes()
 
 
 def decode_stage(
@@ -125,7 +131,7 @@ def decode_stage(
     offset: Int16 | None,
     scale: UInt8 | None,
     words: UInt8,
-    states: UInt32,
+    states: UInt64,
     position: int,
     codes: Int32,
 ) -> int:
@@ -146,7 +152,7 @@ def decode_stage(
             k = int(ends[n].searchsorted(slot, "right"))
             freq = int(row[n, k])
             x = freq * (x >> 16) + slot - (int(ends[n, k]) - freq)
-            if x < TOTAL:
+            if x < LOWEST:
                 if position == len(data):
                     return -1
                 x = x << 16 | int(data[position])
