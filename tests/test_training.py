@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from tiny import TINY, TINY_UMGM
 
-from mcodec import weights
+from mcodec import api, weights
 from mcodec.errors import ModelError, TrainingError
 from mcodec.model import config as model_config
 from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, load_pictures, validation_batch
+from mcodec.training.experiment import record
 from mcodec.training.export import export
 from mcodec.training.loop import Trainer
 
@@ -177,3 +178,20 @@ def test_a_run_starts_from_released_weights(config: TrainConfig, tmp_path: Path)
     assert any(".quality.anchors" in k for k in moved) and any("codebooks" not in k for k in moved)
     with pytest.raises(TrainingError, match="not of preset cascade-small"):
         Trainer(config.updated(init=str(path), preset="cascade-small"))
+
+
+def test_experiment_row_holds_real_files(config: TrainConfig, shard: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config)
+    trainer.train_step()
+    trainer.save(tmp_path / "checkpoint.pt")
+    results = tmp_path / "rows" / "training.jsonl"
+    for name in ("one", "two"):
+        row = record(tmp_path / "checkpoint.pt", results, name, {"change": "none"}, [shard], limit=2)
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [r["name"] for r in rows] == ["one", "two"] and rows[1] == json.loads(json.dumps(row))
+    codec = api.load(export(tmp_path / "checkpoint.pt", tmp_path, "again"), "cpu")
+    pictures = [p.permute(1, 2, 0).numpy() for p in load_pictures([shard], 2)]
+    for quality, bpp in zip(row["validation"]["quality"], row["validation"]["bpp"], strict=True):
+        files = [codec.encode(picture, quality) for picture in pictures]
+        assert bpp == pytest.approx(sum(map(len, files)) * 8 / (96 * 96 * 2))
+    assert row["pictures"] == 2 and row["training_pixels"] == config.batch * config.crop**2
