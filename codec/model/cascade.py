@@ -45,6 +45,11 @@ MIXED = 128
 
 #: choose(index, state, offset, scale) -> (dequantized value in steps, integer coordinates), `[B, M * d, h, w]`.
 Choose = Callable[[int, Tensor, "Tensor | None", "Tensor | None"], tuple[Tensor, Tensor]]
+#: assign(index, latents, offset, scale) -> codes `[B, M, h, w]`.
+Assign = Callable[[int, Tensor, "Tensor | None", "Tensor | None"], Tensor]
+
+#: Share of the positions on which training evaluates the rate of hard codes: K logits each, most of a step's cost.
+RATED = 1 / 8
 
 
 @dataclass
@@ -174,7 +179,7 @@ class Cascade(nn.Module):
     # ---- coding -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, x: Tensor, level: Tensor, assign: Callable[..., Tensor]) -> Tensor:
+    def encode(self, x: Tensor, level: Tensor, assign: Assign) -> Tensor:
         """x `[B, 3, H, W]` in -0.5..0.5, padded. `assign(index, latents, offset, scale)` returns codes
         `[B, M, h, w]` and keeps what it needs. Returns the synthesis state (for encoder-side search)."""
         features = self.analysis(x, level)
@@ -200,16 +205,24 @@ class Cascade(nn.Module):
 
     # ---- training -----------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, level: Tensor, mode: str = "hard", calibrate: bool = False) -> Trained:
+    def forward(
+        self,
+        x: Tensor,
+        level: Tensor,
+        mode: str = "hard",
+        calibrate: bool = False,
+        assign: Assign | None = None,
+    ) -> Trained:
         """One training or validation pass.
 
         x `[B, 3, H, W]` in -0.5..0.5, level `[B]`; mode "noise" (uniform-noise relaxation of the rate, rounded
-        latents for the decoder), "hard" (rate-aware codes) or "gumbel" (the seed's quantizer).
+        latents for the decoder), "hard" (rate-aware codes) or "gumbel" (the seed's quantizer). `assign` gives the
+        hard codes in place of the float law below, as an entropy coder's backend does in a fraction of the time.
         """
         features = self.analysis(x, level)
         out = Trained(picture=x, bits=x.new_zeros(len(x)))
         out.commitment, out.overload = x.new_zeros(len(x)), x.new_zeros(())
-        quantize = {"noise": self._noise, "hard": self._hard, "gumbel": self._gumbel}[mode]
+        relaxed = {"noise": self._noise, "gumbel": self._gumbel}
 
         def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
             stage = self.stage(index)
@@ -217,7 +230,10 @@ class Cascade(nn.Module):
             if calibrate:
                 stage.calibrate(latents)
                 latents = stage.latents(features[stage.stride], state, level).float()
-            return quantize(out, stage.codebooks, latents, offset, scale)
+            if mode != "hard":
+                return relaxed[mode](out, stage.codebooks, latents, offset, scale)
+            codes = assign(index, latents.detach(), offset, scale) if assign else None
+            return self._hard(out, stage.codebooks, latents, offset, scale, codes)
 
         state = self.walk(x.shape[0], x.shape[2], x.shape[3], level, choose)
         out.picture = self.synthesis(state, level).float()
@@ -239,27 +255,30 @@ class Cascade(nn.Module):
         return straight_through(rounded, bounded), book.coordinate(rounded)
 
     def _hard(
-        self, out: Trained, book: Codebooks, latents: Tensor, offset: Tensor | None, scale: Tensor | None
+        self,
+        out: Trained,
+        book: Codebooks,
+        latents: Tensor,
+        offset: Tensor | None,
+        scale: Tensor | None,
+        codes: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        height, width = latents.shape[-2:]
+        grid = latents.shape[-2:]
         vectors, bounded = book.vectors(latents), book.bounded(latents)
-        if offset is None or scale is None:
-            log_p = book.log_weights.log_softmax(1)[None, :, None, :].expand(len(latents), -1, vectors.shape[3], -1)
-            skip = None
+        if codes is None:
+            with torch.no_grad():
+                log_p, skip = self._log_mixture(book, offset, scale)
+                flat = pvq_assign(vectors.detach(), book.codewords, BETA, log_p).masked_fill(skip, 0)
         else:
-            # codewords are detached: a rate gradient into them pushes unused ones to infinity
-            g, i = book.vectors(offset), book.vectors(scale)
-            logits = mixture_logits(book.codewords.detach(), book.log_weights, g, i, self.precision)
-            log_p = logits - logits.logsumexp(3, keepdim=True)
-            skip = (i == 0).all(2)  # [B, M, P]
-        with torch.no_grad():
-            codes = pvq_assign(vectors.detach(), book.codewords, BETA, log_p)
-            if skip is not None:
-                codes = codes.masked_fill(skip, 0)
-        nats = -log_p.gather(3, codes[..., None])[..., 0]
-        if skip is not None:
-            nats = nats.masked_fill(skip, 0)
-        bits = nats.sum((1, 2)) / math.log(2)
+            flat = codes.flatten(2)
+        rated = None
+        positions = flat.shape[2]
+        if torch.is_grad_enabled() and positions * RATED >= 1:
+            rated = torch.randperm(positions, device=flat.device)[: round(positions * RATED)]
+        log_p, skip = self._log_mixture(book, offset, scale, rated)
+        chosen = flat if rated is None else flat[..., rated]
+        nats = -log_p.expand(*chosen.shape, -1).gather(3, chosen[..., None])[..., 0].masked_fill(skip, 0)
+        bits = nats.sum((1, 2)) * (positions / chosen.shape[2] / math.log(2))
         out.bits = out.bits + bits
         if offset is not None and scale is not None and torch.is_grad_enabled():
             # codes have no gradient: the encoder keeps the one of the noise relaxation
@@ -267,7 +286,7 @@ class Cascade(nn.Module):
             relaxed = noisy_bits(bounded + noise, offset.detach(), scale.detach()).sum((1, 2, 3))
             out.bits = out.bits + relaxed - relaxed.detach()
         out.stage_bits.append(bits.detach())
-        codes = codes.unflatten(2, (height, width))
+        codes = flat.unflatten(2, grid)
         value = book.lookup(codes)
         assert out.commitment is not None and out.overload is not None
         out.overload = out.overload + book.overload(latents)
@@ -275,6 +294,20 @@ class Cascade(nn.Module):
         out.used.append(_used(codes, book))
         # value forward; its gradient goes to the codeword and, straight through, to the latent
         return value + bounded - bounded.detach(), book.coordinate(value)
+
+    def _log_mixture(
+        self, book: Codebooks, offset: Tensor | None, scale: Tensor | None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """ln p of all codewords `[B, M, P, K]` and which symbols are skipped `[B, M, P]`, at some or all positions."""
+        if offset is None or scale is None:
+            log_p = book.log_weights.log_softmax(1)[None, :, None, :]
+            return log_p, torch.zeros((), dtype=torch.bool, device=log_p.device)
+        g, i = book.vectors(offset), book.vectors(scale)
+        if positions is not None:
+            g, i = g[..., positions], i[..., positions]
+        # codewords are detached: a rate gradient into them pushes unused ones to infinity
+        logits = mixture_logits(book.codewords.detach(), book.log_weights, g, i, self.precision)
+        return logits - logits.logsumexp(3, keepdim=True), (i == 0).all(2)
 
     def _gumbel(
         self, out: Trained, book: Codebooks, latents: Tensor, offset: Tensor | None, scale: Tensor | None

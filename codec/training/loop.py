@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from mcodec import weights
+from mcodec import entropy, weights
 from mcodec.errors import TrainingError
 from mcodec.model import Cascade, preset
 from mcodec.model.cascade import BETA, Trained
@@ -73,6 +74,7 @@ class Trainer:
         # pointwise and depthwise layers are two to three times faster so, on CPUs as on GPUs
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.gumbel = self.model.config.assignment == "gumbel"
+        self._coded = self.device.type == "cpu" and self.model.config.prior == "mixture" and entropy.backend() == "c"
         torch.manual_seed(config.seed + 1 + self.rank)
         self.optimizer = self._optimizer()
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
@@ -139,7 +141,7 @@ class Trainer:
         if self.step == 0 and not self.gumbel and not config.init:
             self._calibrate(mode)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            out = self.model(x, level, mode)
+            out = self.model(x, level, mode, assign=self._hard_codes if self._coded else None)
             loss, error = self._loss(out, x, level)
         self.model.zero_grad(set_to_none=True)
         loss.backward()
@@ -167,6 +169,21 @@ class Trainer:
             "norm": norm,
             "rate": factor,
         }
+
+    @torch.no_grad()
+    def _hard_codes(self, index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
+        """Codes by the entropy coder's own law: what a file would hold, several times faster than in torch."""
+        book = self.model.stage(index).codebooks
+        codewords, log_weights, _ = (t.numpy() for t in book.integers())
+        tables = entropy.PriorTables(codewords, log_weights, self.model.precision.numpy())
+        points = book.codewords.detach().numpy()
+        assert offset is not None and scale is not None
+        parts = [book.vectors(t.detach()) for t in (offset.to(torch.int16), scale.to(torch.uint8), latents)]
+        codes = [
+            entropy.assign(tables, *(part[item].contiguous().numpy() for part in parts), points, BETA)
+            for item in range(len(latents))
+        ]
+        return torch.from_numpy(np.stack(codes)).long().unflatten(2, latents.shape[-2:])
 
     @torch.no_grad()
     def _calibrate(self, mode: str) -> None:
