@@ -308,13 +308,14 @@ class Trainer:
                 now = time.monotonic()
                 self.seconds = before + now - began
                 row["seconds"] = round(self.seconds, 1)
-                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                stop = self._agree(bool(self.config.minutes) and now - began > self.config.minutes * 60)
+                last = stop or self.step == self.config.steps
+                if last or self.step % self.config.log_every == 0:
                     write(row)
                 else:
                     report(row)
                 if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
                     write(self.validate())
-                stop = self._agree(bool(self.config.minutes) and now - began > self.config.minutes * 60)
                 if self.rank == 0 and (stop or now - last_saved > self.config.checkpoint_minutes * 60):
                     self.save(checkpoint)
                     last_saved = now
