@@ -244,7 +244,7 @@ class Runner:
                 size = target * picture.width * picture.height / 8
                 name = hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()[:16]
                 try:
-                    quality, data = matched(codec, pixels, self.plan.qualities[codec.name], size)
+                    quality, data = matched(codec, pixels, codec.qualities, size)
                     file = save_crop(codec.decode(data), self.folder / CROPS, name)
                     self.rows.add(row | {"bytes": len(data), "at_quality": quality, "file": file})
                 except Exception as error:  # as above

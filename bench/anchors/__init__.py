@@ -21,12 +21,9 @@ SELECTION = (
     "vtm",
     "bpg444",
     "av1",
-    "compressai-bmshj2018-hyperprior",
     "compressai-mbt2018-mean",
-    "compressai-mbt2018",
     "compressai-cheng2020-anchor",
     "elic",
-    "mlic++",
     "hpcm-large",
 )
 #: Fields of the file by metric.

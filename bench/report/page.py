@@ -10,7 +10,7 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-from mcodec.bench.anchors import Published
+from mcodec.bench.anchors import KODAK, Published
 from mcodec.bench.bd import Curve, NotComparable, delta
 from mcodec.bench.metrics import METRICS
 from mcodec.bench.plots import COLOURS
@@ -35,6 +35,7 @@ def _data(results: Results, published: Sequence[Published]) -> dict[str, Any]:
         "run": {k: run[k] for k in _RUN},
         "pictures": results.pictures,
         "marked": {p["image"]: p["note"] for p in run["pictures"] if p["note"]} | results.left_out,
+        "comparable": set(results.pictures) == KODAK,
         "metrics": [{"name": m, "label": METRICS[m].label} for m in results.metrics],
         "speedBpp": SPEED_BPP,
         "codecs": [_codec(results, m, COLOURS[i % len(COLOURS)]) for i, m in enumerate(results.codecs)],
@@ -75,14 +76,19 @@ def _point(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _deltas(results: Results, published: Sequence[Published], metric: str) -> dict[str, dict[str, Any]]:
-    """anchor -> test -> figures or the reason why there are none; published names end in " (published)"."""
-    curves = {m.name: m.curve(metric, results.pictures) for m in results.codecs}
-    curves |= {f"{p.name} (published)": p.curves.get(metric) for p in published}
-    known = {name: curve for name, curve in curves.items() if curve is not None}
-    return {
-        anchor: {test: _delta(known[anchor], curve) for test, curve in known.items() if test != anchor}
-        for anchor in known
-    }
+    """anchor -> test -> figures or the reason why there are none; published names end in " (published)".
+
+    Published curves are compared with measured ones only where the pictures are theirs, the 24 of Kodak.
+    """
+    own = {m.name: m.curve(metric, results.pictures) for m in results.codecs}
+    others = {f"{p.name} (published)": p.curves.get(metric) for p in published}
+    groups = [own | others] if set(results.pictures) == KODAK else [own, others]
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        known = {name: curve for name, curve in group.items() if curve is not None}
+        for anchor, curve in known.items():
+            found[anchor] = {test: _delta(curve, other) for test, other in known.items() if test != anchor}
+    return found
 
 
 def _delta(anchor: Curve, test: Curve) -> dict[str, Any]:
