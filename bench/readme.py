@@ -44,7 +44,7 @@ def _beside(curves: dict[str, Any], deltas: dict[str, Any]) -> list[str]:
         elif found:
             bd = ["none", found["refused"]]
         speed, memory = curve["speed"], curve["memory_mib"]
-        cells = [f"{speed['encode_mpx_s']:.2f}", f"{speed['decode_mpx_s']:.2f}"]
+        cells = ["", ""] if speed is None else [f"{speed[f'{what}_mpx_s']:.2f}" for what in ("encode", "decode")]
         cells.append("" if memory is None else f"{memory['encode']:.0f} / {memory['decode']:.0f}")
         described = curve["description"].split("; ")
         rows.append([name, f"{described[0]}; {described[1]}", *bd, *cells])
@@ -58,13 +58,14 @@ def table(summary: dict[str, Any]) -> str:
     lines = [f"{len(summary['pictures'])} pictures; {summary['description']}:", ""]
     if SUBJECT in curves:
         lines += [*_curve(curves[SUBJECT]), ""]
-    lines += [
-        *_beside(curves, summary["bd_psnr"]),
-        "",
-        f"Speed at the quality nearest to {SPEED_BPP} bits per pixel, {run['threads']} threads of {run['processor']}; "
-        f"peak memory (encode / decode) is that of a process that codes one picture. Measured {run['date'][:10]} at "
-        f"commit {run['commit'] or 'unknown'} with torch {run['versions']['torch']}.",
-    ]
+    lines += [*_beside(curves, summary["bd_psnr"]), ""]
+    if any(curve["speed"] for curve in curves.values()):
+        lines.append(
+            f"Speed at the quality nearest to {SPEED_BPP} bits per pixel, {run['threads']} threads of "
+            f"{run['processor']}; peak memory (encode / decode) is that of a process that codes one picture."
+        )
+    versions = ", ".join(f"{name} {release}" for name, release in run["versions"].items())
+    lines.append(f"Measured {run['date'][:10]} at commit {run['commit'] or 'unknown'} with {versions}.")
     return "\n".join(lines)
 
 

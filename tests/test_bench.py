@@ -310,7 +310,7 @@ def test_memory_is_that_of_the_codec_alone(images: Path) -> None:
 
 
 def test_memory_of_a_codec_that_fails(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="encode in a process of its own: .*none.png"):
+    with pytest.raises(BenchError, match=r"encode in a process of its own: .*none\.png"):
         memory.measure("jpeg", "cpu", 1, 50, tmp_path / "none.png")
 
 
