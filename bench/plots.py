@@ -15,18 +15,19 @@ GREYS = ("#555555", "#777777", "#999999", "#bbbbbb")
 
 
 def plot(results: Results, published: Sequence[Published], folder: Path) -> list[Path]:
-    """One picture per metric; published curves dashed, hollow and named so. The paths."""
+    """One picture per metric that has curves; published ones dashed, hollow and named so. The paths."""
     from matplotlib.figure import Figure
 
     paths = []
     for metric in results.metrics:
+        curves = {m.name: m.curve(metric, results.pictures) for m in results.codecs}
+        if not any(curves.values()):  # no picture is large enough for this metric
+            continue
         figure = Figure(figsize=(9, 6), layout="constrained")
         axes = figure.subplots()
-        for index, measured in enumerate(results.codecs):
-            curve = measured.curve(metric, results.pictures)
+        for index, (name, curve) in enumerate(curves.items()):
             if curve is not None:
-                colour = COLOURS[index % len(COLOURS)]
-                axes.plot(curve.bpp, curve.quality, "o-", ms=4, color=colour, label=measured.name)
+                axes.plot(curve.bpp, curve.quality, "o-", ms=4, color=COLOURS[index % len(COLOURS)], label=name)
         left, right = axes.get_xlim()
         bottom, top = axes.get_ylim()
         for index, other in enumerate(p for p in published if metric in p.curves):
