@@ -101,7 +101,7 @@ def _jpeg(name: str, optimize: bool) -> PillowCodec:
     return PillowCodec(
         name,
         "JPEG",
-        _library("libjpeg_turbo" if features.check("libjpeg_turbo") else "jpg", "libjpeg"),
+        _library("libjpeg_turbo", "libjpeg-turbo") if features.check("libjpeg_turbo") else _library("jpg", "libjpeg"),
         "4:2:0, optimized tables" if optimize else "4:2:0, standard tables",
         ".jpg",
         (5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 85, 90, 95),
@@ -176,12 +176,13 @@ def _heic(name: str, threads: int) -> PillowCodec:
     plugin.register_heif_opener()
     plugin.options.DECODE_THREADS = threads
     libheif = plugin.libheif_info()
-    if not any("HEVC" in encoder for encoder in libheif["encoders"].values()):
+    encoder = next((name for name in libheif["encoders"].values() if "HEVC" in name), None)
+    if encoder is None:
         raise Unavailable("this pillow-heif is built without an HEVC encoder")
     return PillowCodec(
         name,
         "HEIF",
-        f"pillow-heif {version('pillow-heif')}, libheif {libheif['libheif']}, {libheif['encoders']['x265']}",
+        f"pillow-heif {version('pillow-heif')}, libheif {libheif['libheif']}, {encoder}",
         "4:2:0; x265 chooses its own threads",
         ".heic",
         (1, 5, 10, 15, 20, 25, 30, 40, 50),

@@ -93,6 +93,7 @@ class Metric:
     compute: Callable[[Pixels, Pixels], float | None]
     shown: Callable[[float], float] = _same  # CompressAI's order: mean first, decibels after
     higher_is_better: bool = True
+    prepare: Callable[[], object] = lambda: None  # what may fail before anything is measured
 
 
 METRICS = {
@@ -100,7 +101,7 @@ METRICS = {
     for m in (
         Metric("psnr", "psnr-rgb", "PSNR, dB", None, psnr),
         Metric("ms-ssim", "ms-ssim-rgb", "MS-SSIM, dB", "pytorch_msssim", ms_ssim, _decibels),
-        Metric("lpips", "lpips", "LPIPS", "lpips", lpips, higher_is_better=False),
+        Metric("lpips", "lpips", "LPIPS", "lpips", lpips, higher_is_better=False, prepare=_lpips_network),
         Metric("ssimulacra2", "ssimulacra2", "SSIMULACRA 2", "ssimulacra2", ssimulacra2),
     )
 }
@@ -121,7 +122,13 @@ def choose(names: Sequence[str]) -> tuple[list[Metric], dict[str, str]]:
         try:
             if metric.library:
                 importlib.import_module(metric.library)
-            chosen.append(metric)
         except ImportError as error:
             skipped[name] = f"{metric.library} cannot be imported ({error})"
+            continue
+        try:
+            metric.prepare()
+        except Exception as error:  # a network that cannot be fetched or loaded raises many types
+            skipped[name] = f"{metric.library} cannot be used ({error})"
+            continue
+        chosen.append(metric)
     return chosen, skipped

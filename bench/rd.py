@@ -88,6 +88,9 @@ def plan(
     if unknown := set(asked) - {c.name for c in made} - set(skipped):
         raise BenchError(f"qualities for {', '.join(sorted(unknown))}, which is not among the codecs")
     levels = {c.name: asked.get(c.name, c.qualities) for c in made}
+    for codec in made:
+        if codec.whole and any(q != int(q) for q in levels[codec.name]):
+            raise BenchError(f"{codec.name} has whole qualities only")
     return Plan(made, levels, chosen, skipped, threads, crops, measure_memory)
 
 

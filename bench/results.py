@@ -77,7 +77,7 @@ class Results:
     run: Row
     codecs: list[Measured]
     pictures: list[str]  # that the means are over
-    left_out: dict[str, str]  # picture or codec -> why it is in no mean
+    left_out: dict[str, str]  # picture, codec or figure -> why it is missing
     crops: list[Row]
     folder: Path | None = None
 
@@ -94,13 +94,13 @@ class Results:
         return delta(a, t)
 
 
-def _points(rows: Rows, codec: Row, picture: Row) -> list[Row] | None:
-    """The point rows of a picture, one per quality of the plan; None where one is missing."""
+def _points(rows: Rows, codec: Row, picture: Row, metrics: Sequence[str]) -> list[Row] | None:
+    """The point rows of a picture, one per quality of the plan; None where one is missing or lacks a metric."""
     found = []
     for quality in codec["qualities"]:
         identity = {k: codec.get(k, picture.get(k)) for k in KEY} | {"kind": "point", "quality": quality}
         row = rows.find(identity)
-        if row is None:
+        if row is None or not set(metrics) <= set(row["metrics"]):
             return None
         found.append(row)
     return found
@@ -124,7 +124,7 @@ def load(folder: Path) -> Results:
     left_out = {p["image"]: p["note"] for p in run["pictures"] if not p["averaged"]}
     codecs = []
     for codec in run["codecs"]:
-        points = {p["image"]: _points(rows, codec, p) for p in run["pictures"]}
+        points = {p["image"]: _points(rows, codec, p, run["metrics"]) for p in run["pictures"]}
         whole = {name: found for name, found in points.items() if found}
         if not any(p["averaged"] and p["image"] in whole for p in run["pictures"]):
             reasons = [f["reason"] for f in failures if f["of"] == "point" and _same_codec(f, codec)]
@@ -149,6 +149,10 @@ def load(folder: Path) -> Results:
             left_out[name] = "; ".join(reasons) or "not measured yet by " + ", ".join(m.name for m in missing)
     if not pictures:
         raise BenchError("no picture is measured by all codecs: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
+    for failure in failures:
+        done = rows.find(failure | {"kind": failure["of"], "of": None})
+        if failure["of"] != "point" and done is None and any(_same_codec(failure, m.codec) for m in codecs):
+            left_out[f"{failure['codec']}, {failure['of']} of {failure['image']}"] = failure["reason"]
     crops = [row for row in rows.of("crop") if any(_same_codec(row, m.codec) for m in codecs)]
     shown = [row for row in crops if row["image"] in run["crops"]]
     return Results(run, codecs, pictures, left_out, shown, folder)

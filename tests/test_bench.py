@@ -179,6 +179,8 @@ def test_names_that_are_no_codec(spec: str, message: str) -> None:
 def test_qualities_for_a_codec_that_is_not_there() -> None:
     with pytest.raises(BenchError, match="qualities for webp"):
         plan(["jpeg"], qualities={"webp": (1,)})
+    with pytest.raises(BenchError, match="jpeg has whole qualities only"):
+        plan(["jpeg"], qualities={"jpeg": (1, 2.5)})
 
 
 def test_matched_size() -> None:

@@ -21,7 +21,7 @@ _PLACE = "/*RESULTS*/"
 _RUN = ("date", "commit", "processor", "cores", "device", "threads", "versions", "skipped")
 
 
-def page(results: Results, published: Sequence[Published]) -> str:
+def render(results: Results, published: Sequence[Published]) -> str:
     """One self-contained page."""
     template = resources.files(__name__.rpartition(".")[0]).joinpath("template.html").read_text()
     # "<" would let a file name end the script element.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mcodec.bench import plots, readme
 from mcodec.bench.anchors import Published
-from mcodec.bench.report.page import page
+from mcodec.bench.report.page import render
 from mcodec.bench.results import Results, compressai, dumps, summary
 from mcodec.files import write_bytes
 
@@ -16,7 +16,7 @@ def write(results: Results, published: Sequence[Published], folder: Path) -> lis
     """Write report.html, results.json, table.md, rd-METRIC.png and compressai/CODEC.json; their paths."""
     whole = summary(results)
     texts = {
-        "report.html": page(results, published),
+        "report.html": render(results, published),
         "results.json": dumps(whole),
         "table.md": readme.table(whole) + "\n",
     }
