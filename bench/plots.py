@@ -32,8 +32,8 @@ def plot(results: Results, published: Sequence[Published], folder: Path) -> list
         bottom, top = axes.get_ylim()
         for index, other in enumerate(p for p in published if metric in p.curves):
             curve = other.curves[metric]
-            style = {"color": GREYS[index % len(GREYS)], "marker": "sD^v"[index // len(GREYS) % 4]}
-            axes.plot(curve.bpp, curve.quality, "--", ms=5, mfc="none", label=f"{other.name} (published)", **style)
+            (line,) = axes.plot(curve.bpp, curve.quality, "--", ms=5, mfc="none", label=f"{other.name} (published)")
+            line.set(color=GREYS[index % len(GREYS)], marker="sD^v"[index // len(GREYS) % 4])
         axes.set_xlim(max(0, left), right)
         axes.set_ylim(bottom, top)
         axes.set_xlabel("bits per pixel (bytes of files)")

@@ -54,7 +54,9 @@ def _data(results: Results, published: Sequence[Published]) -> dict[str, Any]:
 
 
 def _rounded(curve: Curve | None) -> dict[str, list[float]] | None:
-    return curve and {"bpp": [round(r, 5) for r in curve.bpp], "quality": [round(q, 4) for q in curve.quality]}
+    if curve is None:
+        return None
+    return {"bpp": [round(r, 5) for r in curve.bpp], "quality": [round(q, 4) for q in curve.quality]}
 
 
 def _codec(results: Results, measured: Measured, colour: str) -> dict[str, Any]:
