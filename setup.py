@@ -19,6 +19,8 @@ PACKAGES = {
     "mcodec.kernels": "kernels",
     "mcodec.cli": "cli",
     "mcodec.bench": "bench",
+    "mcodec.bench.anchors": "bench/anchors",
+    "mcodec.bench.report": "bench/report",
     "mcodec.checkpoints": "checkpoints",
 }
 
@@ -30,6 +32,17 @@ def version() -> str:
         raise RuntimeError("no __version__ in codec/_version.py")
     return match.group(1)
 
+
+# The benchmark and its peers but CompressAI, whose pins (numpy < 2, torchvision) tests can do without.
+BENCH = [
+    "bjontegaard>=1.3",
+    "matplotlib>=3.8",
+    "pillow>=11.3",
+    "pillow-heif>=1.0",
+    "pillow-jxl-plugin>=1.3",
+    "pytorch-msssim>=1.0",
+    "ssimulacra2>=0.3",
+]
 
 setup(
     name="mcodec",
@@ -44,7 +57,8 @@ setup(
     package_data={
         "mcodec": ["py.typed"],
         "mcodec.checkpoints": ["*.safetensors", "*.json"],
-        "mcodec.bench": ["anchors/*.json"],
+        "mcodec.bench.anchors": ["*.json"],
+        "mcodec.bench.report": ["*.html"],
     },
     ext_modules=[
         # optional: without a compiler the numpy reference takes over (codec/entropy/coder.py warns).
@@ -68,8 +82,8 @@ setup(
     ],
     extras_require={
         "train": ["matplotlib>=3.8"],
-        "bench": ["compressai>=1.2.8", "matplotlib>=3.8", "bjontegaard>=1.3"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", "matplotlib>=3.8", "bjontegaard>=1.3"],
+        "bench": [*BENCH, "compressai>=1.2.8"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", *BENCH],
     },
     entry_points={"console_scripts": ["mcodec = mcodec.cli.main:main"]},
 )

@@ -1,58 +1,97 @@
-"""Write the README's table from committed results.
-
-    python -m mcodec.bench.readme README.md bench/results/kodak.json
-"""
+"""Markdown tables of results, and the README's section that shows the committed ones."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
+from mcodec.bench.metrics import METRICS
+from mcodec.bench.results import SPEED_BPP
+from mcodec.errors import BenchError
 
 START, END = "<!-- kodak-table -->", "<!-- /kodak-table -->"
+#: The codec whose curve is spelled out and that the others are compared with.
+SUBJECT = "mcodec"
 
 
-def table(result: dict[str, Any]) -> str:
-    """Markdown of one results file of mcodec.bench.rd."""
-    curve = result["curves"]["mcodec"]["results"]
-    bd = result["bd_rate_vs_jpeg"]
-    low, high = bd["psnr_window"]
-    lines = [
-        f"Kodak ({result['images']} images), {result['description']}:",
-        "",
-        "| quality | bits per pixel | PSNR, dB |",
-        "|---|---|---|",
-    ]
-    for quality, bpp, psnr in zip(curve["quality"], curve["bpp"], curve["psnr-rgb"], strict=True):
-        lines.append(f"| {quality} | {bpp:.3f} | {psnr:.2f} |")
-    lines += [
-        "",
-        f"BD-rate against Pillow {result['pillow']}'s JPEG (optimized, 4:2:0): **{bd['percent']:+.1f} %** "
-        f"between {low:.1f} and {high:.1f} dB.",
-        "",
-        "Measured by `python -m mcodec.bench.rd --images KODAK --out bench/results/kodak.json`; this table is written "
-        "by `python -m mcodec.bench.readme README.md bench/results/kodak.json`.",
-    ]
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _curve(curve: dict[str, Any]) -> list[str]:
+    """Rate and metrics per quality."""
+    columns = curve["results"]
+    metrics = [m for m in METRICS.values() if m.key in columns]
+    rows = []
+    for index, quality in enumerate(columns["quality"]):
+        means = [columns[m.key][index] for m in metrics]
+        cells = ["none" if v is None else f"{m.shown(v):.2f}" for m, v in zip(metrics, means, strict=True)]
+        rows.append([f"{quality:g}", f"{columns['bpp'][index]:.3f}", *cells])
+    return _grid(["quality", "bits per pixel", *(m.label for m in metrics)], rows)
+
+
+def _beside(curves: dict[str, Any], deltas: dict[str, Any]) -> list[str]:
+    """Every codec: how SUBJECT compares with it, speed and memory."""
+    rows = []
+    for name, curve in curves.items():
+        found = deltas.get(name, {}).get(SUBJECT, {})
+        bd = ["", ""]
+        if "rate_percent" in found:
+            low, high = found["psnr_interval"]
+            bd = [f"{found['rate_percent']:+.1f} %", f"{low:.1f} to {high:.1f}"]
+        elif found:
+            bd = ["none", found["refused"]]
+        speed, memory = curve["speed"], curve["memory_mib"]
+        cells = ["", ""] if speed is None else [f"{speed[f'{what}_mpx_s']:.2f}" for what in ("encode", "decode")]
+        cells.append("" if memory is None else f"{memory['encode']:.0f} / {memory['decode']:.0f}")
+        described = curve["description"].split("; ")
+        rows.append([name, f"{described[0]}; {described[1]}", *bd, *cells])
+    head = ["codec", "version; settings", f"BD-rate of {SUBJECT} against it", "between, dB PSNR"]
+    return _grid([*head, "encode, Mpx/s", "decode, Mpx/s", "peak memory, MiB"], rows)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Markdown of a results file (`mcodec.bench.results.summary`)."""
+    run, curves = summary["run"], summary["curves"]
+    lines = [f"{len(summary['pictures'])} pictures; {summary['description']}:", ""]
+    if SUBJECT in curves:
+        lines += [*_curve(curves[SUBJECT]), ""]
+    lines += [*_beside(curves, summary["bd_psnr"]), ""]
+    if any(curve["speed"] for curve in curves.values()):
+        lines.append(
+            f"Speed at the quality nearest to {SPEED_BPP} bits per pixel, {run['threads']} threads of "
+            f"{run['processor']}; peak memory (encode / decode) is that of a process that codes one picture."
+        )
+    versions = ", ".join(f"{name} {release}" for name, release in run["versions"].items())
+    lines.append(f"Measured {run['date'][:10]} at commit {run['commit'] or 'unknown'} with {versions}.")
     return "\n".join(lines)
 
 
+def section(summary: dict[str, Any]) -> str:
+    """The README's section: the table, and how to make it again."""
+    where = "bench/results/kodak.json"
+    return (
+        f"Kodak, {table(summary)}\n\nMeasured by `mcodec bench rd --images KODAK --out runs/kodak --summary {where}`; "
+        f"written here by `mcodec bench readme`."
+    )
+
+
 def insert(readme: str, text: str) -> str:
-    """The README with the section between the markers replaced; ValueError where they are missing."""
+    """The README with what is between the markers replaced; BenchError where they are missing."""
     if START not in readme or END not in readme:
-        raise ValueError("the README has no table markers")
+        raise BenchError(f"no {START} and {END} in the README")
     before, rest = readme.split(START, 1)
     return f"{before}{START}\n{text}\n{END}{rest.split(END, 1)[1]}"
 
 
-@click.command()
-@click.argument("readme", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("results", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def main(readme: Path, results: Path) -> None:
-    """Replace the README's table by that of a results file."""
-    readme.write_text(insert(readme.read_text(), table(json.loads(results.read_text()))))
-
-
-if __name__ == "__main__":
-    main()
+def read(path: Path) -> dict[str, Any]:
+    """A results file; BenchError where it is none."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise BenchError(f"{path} is no results file: {error}") from error
+    if not isinstance(found, dict) or not {"curves", "run", "bd_psnr", "pictures"} <= set(found):
+        raise BenchError(f"{path} is no results file")
+    return found

@@ -1,48 +1,95 @@
-"""Encode and decode time on one picture, beside CompressAI's mbt2018-mean, as ratios of one run.
+"""Throughput by part, size, batch and device, beside CompressAI's mbt2018-mean where it can be imported.
 
-    python -m mcodec.bench.speed --image PICTURE
-
-CompressAI's weights are untrained (time does not depend on training much); its coder is its own C++ one. Each
-figure is the median of the repetitions after one warm-up. Shares are of the default model's own time.
+Wall-clock seconds of pixels in memory to bytes in memory and back, without loading and without the disk; one warm-up,
+then the 20th, 50th and 80th percentile of the repetitions. The parts of mcodec are its transforms (with everything
+that is not named), its context network and its coder (choice of codewords included), as shares of one more run in
+which each part is timed apart. The peer's weights are random: its time hardly depends on them, its rate does.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import click
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
+
+from mcodec.api import Codec
+from mcodec.bench.codecs import Unavailable
+from mcodec.bench.learned import compressai, padded
+
+Pixels = NDArray[np.uint8]
+PEER = "mbt2018-mean"
+PERCENTILES = (20, 50, 80)
 
 
-def _median(run: Callable[[], object], repeat: int) -> float:
+@dataclass(frozen=True)
+class Timing:
+    """One way of coding: seconds at PERCENTILES, throughput at the median."""
+
+    codec: str
+    what: str  # encode or decode
+    width: int
+    height: int
+    batch: int
+    device: str
+    threads: int
+    bpp: float
+    seconds: tuple[float, ...]
+    parts: dict[str, float] = field(default_factory=dict)  # shares of the whole, 0..1
+
+    @property
+    def mpx_s(self) -> float:
+        """Million pixels a second."""
+        return self.width * self.height * self.batch / self.seconds[1] / 1e6
+
+    def row(self) -> dict[str, Any]:
+        """As JSON, with the throughput of each part: what it would be if the others took no time."""
+        parts = {k: round(self.mpx_s / share, 3) for k, share in self.parts.items() if share > 0}
+        return {"kind": "speed", **asdict(self), "mpx_s": round(self.mpx_s, 4), "parts_mpx_s": parts}
+
+
+def sized(pixels: Pixels, width: int, height: int) -> Pixels:
+    """A picture cut, or continued by its mirror image, to a size."""
+    grow = [(0, max(0, side - have)) for side, have in zip((height, width), pixels.shape[:2], strict=True)]
+    return np.ascontiguousarray(np.pad(pixels, (*grow, (0, 0)), mode="symmetric")[:height, :width])
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _percentiles(run: Callable[[], object], repeat: int, device: str) -> tuple[float, ...]:
     run()
     times = []
     for _ in range(repeat):
+        _synchronize(device)
         began = time.perf_counter()
         run()
+        _synchronize(device)
         times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return tuple(float(v) for v in np.percentile(times, PERCENTILES))
 
 
 @contextmanager
-def _timed(targets: list[tuple[Any, str, str]], total: dict[str, float]) -> Iterator[None]:
+def _timed(targets: list[tuple[Any, str, str]], total: dict[str, float], device: str) -> Iterator[None]:
     """Add the time spent in attributes of objects to `total` under a label."""
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in targets]
     for owner, name, label in targets:
         inner = getattr(owner, name)
 
         def wrapped(*args: Any, _inner: Any = inner, _label: str = label, **kwargs: Any) -> Any:
+            _synchronize(device)
             began = time.perf_counter()
             try:
                 return _inner(*args, **kwargs)
             finally:
+                _synchronize(device)
                 total[_label] = total.get(_label, 0.0) + time.perf_counter() - began
 
         setattr(owner, name, wrapped)
@@ -53,7 +100,7 @@ def _timed(targets: list[tuple[Any, str, str]], total: dict[str, float]) -> Iter
             setattr(owner, name, original)
 
 
-def shares(codec: Any, run: Callable[[], object]) -> dict[str, float]:
+def shares(codec: Codec, run: Callable[[], object]) -> dict[str, float]:
     """Share of transforms, context network and coder (assignment included) in one run."""
     from mcodec import entropy
 
@@ -64,59 +111,96 @@ def shares(codec: Any, run: Callable[[], object]) -> dict[str, float]:
     targets += [(entropy.Decoder, "decode_stage", "coder"), (entropy.Encoder, "add_stage", "coder")]
     targets += [(entropy.Encoder, "finish", "coder"), (entropy, "assign", "coder")]
     total: dict[str, float] = {}
-    with _timed(targets, total):
+    device = codec.device.type
+    with _timed(targets, total, device):
         began = time.perf_counter()
         run()
+        _synchronize(device)
         whole = time.perf_counter() - began
-    parts = {k: v / whole for k, v in total.items()}
-    parts["transform and rest"] = 1 - sum(parts.values())
-    return parts
+    parts = {k: total.get(k, 0.0) / whole for k in ("context", "coder")}
+    return {"transform": 1 - sum(parts.values()), **parts}
 
 
-@click.command()
-@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
-@click.option("--threads", default=2, show_default=True)
-@click.option("--repeat", default=5, show_default=True)
-@click.option("--quality", default=50.0, show_default=True)
-def main(image: Path, threads: int, repeat: int, quality: float) -> None:
-    """Print times, ratios and shares."""
-    from compressai.zoo import mbt2018_mean
+def of_mcodec(name: str, codec: Codec, pixels: Pixels, batch: int, quality: float, repeat: int) -> list[Timing]:
+    """Encoding and decoding of `batch` copies of a picture together."""
+    pictures = [pixels] * batch
+    files = codec.encode_batch(pictures, quality)
+    device = codec.device.type
+    bpp = sum(map(len, files)) * 8 / (pixels[..., 0].size * batch)
+    runs: dict[str, Callable[[], object]] = {
+        "encode": lambda: codec.encode_batch(pictures, quality),
+        "decode": lambda: codec.decode_batch(files),
+    }
+    return [
+        Timing(
+            name,
+            what,
+            pixels.shape[1],
+            pixels.shape[0],
+            batch,
+            device,
+            torch.get_num_threads(),
+            bpp,
+            _percentiles(run, repeat, device),
+            shares(codec, run),
+        )
+        for what, run in runs.items()
+    ]
 
-    import mcodec
-    from mcodec import entropy
 
-    torch.set_num_threads(threads)
-    array = np.asarray(Image.open(image).convert("RGB"))
-    codec = mcodec.load(device="cpu")
-    data = codec.encode(array, quality)
-    peer = mbt2018_mean(quality=4, pretrained=False).eval()
-    peer.update(force=True)
-    height, width = (-(-s // 64) * 64 for s in array.shape[:2])
-    x = torch.zeros(1, 3, height, width)
-    x[:, :, : array.shape[0], : array.shape[1]] = torch.from_numpy(array.copy()).permute(2, 0, 1) / 255
+def of_compressai(architecture: str, pixels: Pixels, batch: int, device: str, repeat: int) -> list[Timing]:
+    """One of CompressAI's models with random weights (quality 4). Raises Unavailable."""
+    torch.manual_seed(0)
+    model = compressai().image_models[architecture](quality=4, pretrained=False).eval()
+    model.update(force=True)
+    model.to(device)
+    x = padded(pixels, device).expand(batch, -1, -1, -1)
     with torch.no_grad():
-        stream = peer.compress(x)
-        times = {
-            "mcodec": (
-                _median(lambda: codec.encode(array, quality), repeat),
-                _median(lambda: codec.decode(data), repeat),
-            ),
-            "mbt2018-mean": (
-                _median(lambda: peer.compress(x), repeat),
-                _median(lambda: peer.decompress(stream["strings"], stream["shape"]), repeat),
-            ),
+        coded = model.compress(x)
+        size = sum(len(s) for strings in coded["strings"] for s in strings)
+        runs: dict[str, Callable[[], object]] = {
+            "encode": lambda: model.compress(x),
+            "decode": lambda: model.decompress(coded["strings"], coded["shape"]),
         }
-    click.echo(f"{image.name} {array.shape[1]}x{array.shape[0]}, {threads} threads, torch {torch.__version__}, "
-               f"entropy backend {entropy.backend()}, {len(data) * 8 / array[..., 0].size:.3f} bpp")
-    for name, (encode, decode) in times.items():
-        click.echo(f"{name:>14}: encode {encode * 1000:7.1f} ms, decode {decode * 1000:7.1f} ms")
-    for index, what in enumerate(("encode", "decode")):
-        ratio = times["mcodec"][index] / times["mbt2018-mean"][index]
-        click.echo(f"{what}: mcodec / mbt2018-mean = {ratio:.2f}")
-    for what, run in (("encode", lambda: codec.encode(array, quality)), ("decode", lambda: codec.decode(data))):
-        parts = ", ".join(f"{k} {v:.0%}" for k, v in shares(codec, run).items())
-        click.echo(f"{what} shares: {parts}")
+        return [
+            Timing(
+                architecture,
+                what,
+                pixels.shape[1],
+                pixels.shape[0],
+                batch,
+                device,
+                torch.get_num_threads(),
+                size * 8 / (pixels[..., 0].size * batch),
+                _percentiles(run, repeat, device),
+            )
+            for what, run in runs.items()
+        ]
 
 
-if __name__ == "__main__":
-    main()
+def measure(
+    codec: Codec,
+    pixels: Pixels,
+    sizes: Sequence[tuple[int, int]],
+    batches: Sequence[int],
+    quality: float,
+    repeat: int,
+    report: Callable[[Timing], None],
+    peer: str | None = PEER,
+    name: str = "mcodec",
+) -> str | None:
+    """Time every size (width, height) with every batch; the reason why the peer was left out, if it was."""
+    reason = None
+    for width, height in sizes:
+        cut = sized(pixels, width, height)
+        for batch in batches:
+            for timing in of_mcodec(name, codec, cut, batch, quality, repeat):
+                report(timing)
+            if peer is None or reason:
+                continue
+            try:
+                for timing in of_compressai(peer, cut, batch, codec.device.type, repeat):
+                    report(timing)
+            except Unavailable as error:
+                reason = f"{peer}: {error}"
+    return reason

@@ -14,6 +14,7 @@ from typing import NoReturn, TextIO
 
 import click
 
+from mcodec.cli.bench import bench
 from mcodec.cli.coding import decode, encode
 from mcodec.cli.show import info, models, version
 from mcodec.cli.train import experiment, export, train
@@ -54,7 +55,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (encode, decode, info, models, train, export, experiment):
+for command in (encode, decode, info, models, train, export, experiment, bench):
     cli.add_command(command)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcodec._version import __version__
 from mcodec.errors import (
+    BenchError,
     CodecError,
     CorruptStream,
     FormatError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mcodec.api import Codec, load
 
 __all__ = [
+    "BenchError",
     "Codec",
     "CodecError",
     "CorruptStream",

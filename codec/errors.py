@@ -11,7 +11,8 @@
     │   └── LimitExceeded     a header field above its named limit
     ├── ModelError            weights are missing, damaged or not loadable
     │   └── WrongModel        the file was made by other weights
-    └── TrainingError         a training configuration or data set that cannot be used
+    ├── TrainingError         a training configuration or data set that cannot be used
+    └── BenchError            a benchmark that cannot be run, or results that cannot be compared
 
 A caller's mistake (a wrong type, a quality out of range) is a plain ``ValueError``.
 """
@@ -57,3 +58,7 @@ class WrongModel(ModelError):
 
 class TrainingError(CodecError):
     """A training configuration or data set cannot be used."""
+
+
+class BenchError(CodecError):
+    """A benchmark cannot be run as asked, or results cannot be compared."""

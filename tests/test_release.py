@@ -16,7 +16,7 @@ from settings import SETTINGS, setting
 import mcodec
 from mcodec import container, entropy, weights
 from mcodec.api import Codec
-from mcodec.bench.rd import psnr
+from mcodec.bench.metrics import psnr
 
 #: Set MCODEC_KODAK to a folder with the 24 pictures to run the tests that need them.
 KODAK = os.environ.get("MCODEC_KODAK")

@@ -1,0 +1,224 @@
+"""From measured rows to curves: what reports, tables and committed results are made of.
+
+Means are over the pictures that every codec of the run coded at every quality, so that curves compare like with
+like; other pictures are listed with the reason. Bits per pixel and PSNR are means of those of the pictures, MS-SSIM
+is averaged before it is turned into decibels (CompressAI's conventions).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcodec.bench.bd import Curve, Delta, NotComparable, delta
+from mcodec.bench.metrics import METRICS
+from mcodec.bench.rd import ROWS
+from mcodec.bench.rows import KEY, Row, Rows
+from mcodec.errors import BenchError
+
+#: Rate at which speeds are compared, bits per pixel: the quality nearest to it is taken.
+SPEED_BPP = 0.75
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One codec of a run. Lists run over `qualities`, points over the pictures of the run."""
+
+    codec: Row  # codec, version, settings, device, threads
+    qualities: list[float]
+    points: dict[str, list[Row]]  # picture name -> point rows, only whole ones
+    memory: Row | None
+
+    @property
+    def name(self) -> str:
+        return str(self.codec["codec"])
+
+    def mean(self, field: str, pictures: Sequence[str]) -> list[float | None]:
+        """Mean of a field of the rows (bpp, encode_s, decode_s) or of a metric, per quality."""
+        means: list[float | None] = []
+        for index in range(len(self.qualities)):
+            rows = [self.points[p][index] for p in pictures]
+            values = [row["metrics"][field] if field in METRICS else row[field] for row in rows]
+            known = [v for v in values if v is not None]  # pictures too small for a metric have none
+            means.append(sum(known) / len(known) if known else None)
+        return means
+
+    def speed(self, pictures: Sequence[str]) -> dict[str, float]:
+        """Throughput of the quality whose mean rate is nearest to SPEED_BPP, million pixels a second."""
+        rates = [r or 0.0 for r in self.mean("bpp", pictures)]
+        index = min(range(len(rates)), key=lambda i: abs(rates[i] - SPEED_BPP))
+        rows = [self.points[p][index] for p in pictures]
+        pixels = sum(row["bytes"] * 8 / row["bpp"] for row in rows) / 1e6
+        return {
+            "quality": self.qualities[index],
+            "bpp": round(rates[index], 4),
+            "encode_mpx_s": round(pixels / max(1e-9, sum(row["encode_s"] for row in rows)), 3),
+            "decode_mpx_s": round(pixels / max(1e-9, sum(row["decode_s"] for row in rows)), 3),
+        }
+
+    def curve(self, metric: str, pictures: Sequence[str]) -> Curve | None:
+        """Rate against a metric as it is shown; None where no picture has it."""
+        means = self.mean(metric, pictures)
+        if None in means:
+            return None
+        rates = self.mean("bpp", pictures)
+        return Curve([r for r in rates if r is not None], [METRICS[metric].shown(m) for m in means if m is not None])
+
+
+@dataclass(frozen=True)
+class Results:
+    """The last run of a measurement file."""
+
+    run: Row
+    codecs: list[Measured]
+    pictures: list[str]  # that the means are over
+    left_out: dict[str, str]  # picture, codec or figure -> why it is missing
+    crops: list[Row]
+    folder: Path | None = None
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(self.run["metrics"])
+
+    def delta(self, metric: str, anchor: str, test: str) -> Delta:
+        """BD of two codecs of the run by name. Raises NotComparable."""
+        curves = {m.name: m.curve(metric, self.pictures) for m in self.codecs}
+        a, t = curves[anchor], curves[test]
+        if a is None or t is None:
+            raise NotComparable(f"no picture is large enough for {metric}")
+        return delta(a, t)
+
+
+def _points(rows: Rows, codec: Row, picture: Row, metrics: Sequence[str]) -> list[Row] | None:
+    """The point rows of a picture, one per quality of the plan; None where one is missing or lacks a metric."""
+    found = []
+    for quality in codec["qualities"]:
+        identity = {k: codec.get(k, picture.get(k)) for k in KEY} | {"kind": "point", "quality": quality}
+        row = rows.find(identity)
+        if row is None or not set(metrics) <= set(row["metrics"]):
+            return None
+        found.append(row)
+    return found
+
+
+def _same_codec(row: Row, codec: Row) -> bool:
+    return all(row.get(k) == codec[k] for k in ("codec", "version", "settings", "device", "threads"))
+
+
+def load(folder: Path) -> Results:
+    """The results of a folder that `rd` wrote. Raises BenchError where there is nothing to show."""
+    path = folder / ROWS
+    if not path.is_file():
+        raise BenchError(f"no measurements in {folder}: there is no {ROWS}")
+    rows = Rows(path)
+    runs = list(rows.of("run"))
+    if not runs:
+        raise BenchError(f"{path} holds no run")
+    run = runs[-1]
+    failures = list(rows.of("failure"))
+    left_out = {p["image"]: p["note"] for p in run["pictures"] if not p["averaged"]}
+    codecs = []
+    for codec in run["codecs"]:
+        points = {p["image"]: _points(rows, codec, p, run["metrics"]) for p in run["pictures"]}
+        whole = {name: found for name, found in points.items() if found}
+        if not any(p["averaged"] and p["image"] in whole for p in run["pictures"]):
+            reasons = [f["reason"] for f in failures if f["of"] == "point" and _same_codec(f, codec)]
+            left_out[codec["codec"]] = reasons[-1] if reasons else "no picture measured at all qualities yet"
+            continue
+        memory = next((m for m in rows.of("memory") if _same_codec(m, codec)), None)
+        codecs.append(Measured({k: codec.get(k) for k in KEY[:5]}, codec["qualities"], whole, memory))
+    if not codecs:
+        raise BenchError("no codec has a curve: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
+    pictures = []
+    for picture in run["pictures"]:
+        name = picture["image"]
+        missing = [m for m in codecs if name not in m.points]
+        if picture["averaged"] and not missing:
+            pictures.append(name)
+        elif picture["averaged"]:
+            reasons = [
+                f"{f['codec']}: {f['reason']}"
+                for f in failures
+                if f["of"] == "point" and f["image"] == name and any(_same_codec(f, m.codec) for m in missing)
+            ]
+            left_out[name] = "; ".join(reasons) or "not measured yet by " + ", ".join(m.name for m in missing)
+    if not pictures:
+        raise BenchError("no picture is measured by all codecs: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
+    for failure in failures:
+        done = rows.find(failure | {"kind": failure["of"], "of": None})
+        if failure["of"] != "point" and done is None and any(_same_codec(failure, m.codec) for m in codecs):
+            left_out[f"{failure['codec']}, {failure['of']} of {failure['image']}"] = failure["reason"]
+    crops = [row for row in rows.of("crop") if any(_same_codec(row, m.codec) for m in codecs)]
+    shown = [row for row in crops if row["image"] in run["crops"]]
+    return Results(run, codecs, pictures, left_out, shown, folder)
+
+
+def compressai(results: Results, measured: Measured) -> dict[str, Any]:
+    """One codec in CompressAI's results format, with the qualities added."""
+    codec = measured.codec
+    columns: dict[str, list[float | None]] = {"quality": list(measured.qualities)}
+    columns["bpp"] = measured.mean("bpp", results.pictures)
+    for metric in results.metrics:
+        columns[METRICS[metric].key] = measured.mean(metric, results.pictures)
+    columns["encoding_time"] = measured.mean("encode_s", results.pictures)
+    columns["decoding_time"] = measured.mean("decode_s", results.pictures)
+    described = f"{codec['version']}; {codec['settings']}; {codec['device']}, {codec['threads']} threads"
+    return {"name": measured.name, "description": described, "results": columns}
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """All that is worth keeping of a run: machine, curves, rows per picture, deltas. Plain JSON."""
+    curves = {}
+    for measured in results.codecs:
+        memory = measured.memory
+        curves[measured.name] = compressai(results, measured) | {
+            "version": measured.codec["version"],
+            "speed": measured.speed(results.pictures),
+            "memory_mib": None if memory is None else {k: memory[f"{k}_mib"] for k in ("encode", "decode")},
+            "images": {name: _columns(rows) for name, rows in measured.points.items()},
+        }
+    run = {k: v for k, v in results.run.items() if k not in ("kind", "pictures", "codecs", "crops")}
+    return {
+        "name": "mcodec",
+        "description": "real files, header included; PSNR in RGB per image, then averaged",
+        "run": run,
+        "pictures": results.pictures,
+        "left_out": results.left_out,
+        "curves": curves,
+        "bd_psnr": {m.name: _deltas(results, m.name) for m in results.codecs},
+    }
+
+
+def _columns(rows: list[Row]) -> dict[str, list[float]]:
+    """Bytes and PSNR of one picture over the qualities."""
+    return {"bytes": [r["bytes"] for r in rows], "psnr": [round(r["metrics"]["psnr"], 4) for r in rows]}
+
+
+def _deltas(results: Results, anchor: str) -> dict[str, Any]:
+    """BD in PSNR of every other codec against one: the figures, or why there are none."""
+    found: dict[str, Any] = {}
+    for measured in results.codecs:
+        if measured.name == anchor:
+            continue
+        try:
+            d = results.delta("psnr", anchor, measured.name)
+            found[measured.name] = {
+                "rate_percent": round(d.rate, 2),
+                "psnr_db": None if math.isnan(d.quality) else round(d.quality, 3),
+                "psnr_interval": [round(v, 2) for v in d.quality_interval],
+            }
+        except NotComparable as error:
+            found[measured.name] = {"refused": str(error)}
+    return found
+
+
+def dumps(value: Any) -> str:
+    """JSON with one line per list of numbers, so that a change of results is a readable change of the file."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    flat = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]) + "]", text)
+    return flat + "\n"

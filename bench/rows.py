@@ -1,0 +1,64 @@
+"""The file of measurements: one JSON object per line, appended as it is measured, so that any moment is a valid end.
+
+Kinds of rows:
+
+    run      what was asked for and on what machine; the last one is what a report shows
+    point    one picture coded once: bytes, metrics, seconds
+    failure  what could not be measured (`of`: point, crop or memory), with the reason
+    crop     a crop for the viewer, from a file of about a wanted size
+    memory   peak memory of a codec in a process of its own
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+#: What makes a measurement the same one. Times depend on device and threads, so they belong to it.
+KEY = ("codec", "version", "settings", "device", "threads", "quality", "image", "image_sha256")
+
+
+def key(row: Row) -> tuple[Any, ...]:
+    """Identity of a measured row."""
+    return (row["kind"], row.get("of"), row.get("target_bpp"), *(row.get(k) for k in KEY))
+
+
+class Rows:
+    """A measurement file, read on opening and appended to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: list[Row] = []
+        self._measured: dict[tuple[Any, ...], Row] = {}
+        if path.exists():
+            text = path.read_bytes()
+            whole = text.rfind(b"\n") + 1  # a line without its end was cut off in writing
+            if whole < len(text):
+                with open(path, "r+b") as file:
+                    file.truncate(whole)
+            for line in text[:whole].splitlines():
+                self._keep(json.loads(line))
+
+    def _keep(self, row: Row) -> None:
+        self._rows.append(row)
+        if row["kind"] != "run":
+            self._measured[key(row)] = row
+
+    def add(self, row: Row) -> None:
+        """Append a row; it is on its way to the disk when this returns."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._keep(row)
+
+    def find(self, row: Row) -> Row | None:
+        """The latest row with this row's identity."""
+        return self._measured.get(key(row))
+
+    def of(self, kind: str) -> Iterator[Row]:
+        """Latest rows of a kind; all of them for runs."""
+        rows = self._rows if kind == "run" else list(self._measured.values())
+        return (row for row in rows if row["kind"] == kind)
