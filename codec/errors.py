@@ -4,6 +4,7 @@
 
     CodecError
     ├── ImageError            an input picture cannot be read, or is not one that can be coded
+    ├── TargetError           no quality reaches the size or the fidelity that was asked for
     ├── FormatError           the bytes are not a readable .mci file
     │   ├── NotAnMciFile      wrong magic bytes
     │   ├── UnsupportedVersion  written by a newer mcodec
@@ -12,6 +13,8 @@
     ├── ModelError            weights are missing, damaged or not loadable
     │   └── WrongModel        the file was made by other weights
     └── TrainingError         a training configuration or data set that cannot be used
+
+LossWarning says that something of a picture was left out, because what it goes to cannot hold it.
 
 A caller's mistake (a wrong type, a quality out of range) is a plain ``ValueError``.
 """
@@ -25,6 +28,10 @@ class CodecError(Exception):
 
 class ImageError(CodecError):
     """An input picture cannot be read, or is not one that can be coded."""
+
+
+class TargetError(CodecError):
+    """No quality reaches the size or the fidelity that was asked for; the message names the nearest."""
 
 
 class FormatError(CodecError):
@@ -57,3 +64,7 @@ class WrongModel(ModelError):
 
 class TrainingError(CodecError):
     """A training configuration or data set cannot be used."""
+
+
+class LossWarning(UserWarning):
+    """A picture went to something that cannot hold all of it; the message names what is left out."""
