@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mcodec import container, entropy, tiles, weights
+from mcodec import batch, container, entropy, tiles, weights
+from mcodec.batch import Result
 from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, alpha, from_tensor, to_raster, to_tensor
@@ -136,6 +137,17 @@ class Codec:
             for raster, level, payload in zip(rasters, levels, payloads, strict=True)
         ]
 
+    def encode_iter(
+        self, items: Iterable[Any], quality: float = 50, metadata: str = "all", readers: int = batch.READERS
+    ) -> Iterator[Result[bytes]]:
+        """`encode` for any number of items: pictures, or picture files as bytes, paths and URLs.
+
+        `readers` threads read ahead while a micro-batch is coded; results come in the order of the items, and an item
+        that fails has its `error`. ValueError for a wrong quality or metadata.
+        """
+        level_of(quality)
+        return batch.encoded(lambda rasters: self.encode_batch(rasters, quality, metadata), items, readers)
+
     def _payloads(self, rasters: Sequence[Raster], levels: Sequence[int]) -> list[bytes]:
         """The sections of codes of pictures."""
         for raster in rasters:
@@ -147,8 +159,8 @@ class Codec:
         ]
         done: list[tuple[bytes, list[int]]] = [(b"", [])] * len(jobs)
 
-        def work(batch: list[int]) -> None:
-            group = [jobs[i] for i in batch]
+        def work(members: list[int]) -> None:
+            group = [jobs[i] for i in members]
             inner, seams = group[0].inner, group[0].seams
             levels = [tile.level for tile in group]
             windows = [rasters[tile.item].crop(*tile.outer) for tile in group]
@@ -157,7 +169,7 @@ class Codec:
             if any(seams):  # where the stages end shows in reading them back
                 words = self._decode(streams, inner.bottom - inner.top, inner.right - inner.left, levels)[1]
                 ends = [_ends(stream, read) for stream, read in zip(streams, zip(*words, strict=True), strict=True)]
-            for i, stream, end in zip(batch, streams, ends, strict=True):
+            for i, stream, end in zip(members, streams, ends, strict=True):
                 done[i] = stream, end
 
         self._each(work, self._batches([tile.key for tile in jobs], [tile.padded for tile in jobs]))
@@ -256,6 +268,10 @@ class Codec:
         """`decode` for files of any sizes; those of equal padded size share one pass. Order is kept."""
         return [raster.image() for raster in self._rasters([self._open(d) for d in data])]
 
+    def decode_iter(self, items: Iterable[Any], readers: int = batch.READERS) -> Iterator[Result[Image.Image]]:
+        """`decode` for any number of items: bytes, or paths and URLs of .mci files; otherwise as `encode_iter`."""
+        return batch.decoded(self.decode_batch, items, readers)
+
     def codes(self, data: bytes) -> list[Tensor]:
         """The decoded codes of a file, stage by stage: integers `[M, H/r, W/r]` of the padded picture."""
         return self.codes_batch([data])[0]
@@ -301,8 +317,8 @@ class Codec:
         out: list[Samples | None] = [None] * len(files)
         whole = [i for i, file in enumerate(files) if file.header.tiles == 1 and region is None]
 
-        def together(batch: list[int]) -> None:
-            group = [whole[i] for i in batch]
+        def together(members: list[int]) -> None:
+            group = [whole[i] for i in members]
             height, width = self._padded(files[group[0]].header.height, files[group[0]].header.width)
             codes = [torch.stack(stage) for stage in zip(*(canvases[i] for i in group), strict=True)]
             pictures = self._synthesize(codes, height, width, [files[i].header.level for i in group])
@@ -313,8 +329,8 @@ class Codec:
         # only what has all its stages can share a pass: of a partial file, some may be missing
         sizes = [self._padded(files[i].header.height, files[i].header.width) for i in whole]
         keys = [(size, len(canvases[i])) for size, i in zip(sizes, whole, strict=True)]
-        for batch in self._batches(keys, sizes):
-            together(batch)
+        for members in self._batches(keys, sizes):
+            together(members)
         for i, file in enumerate(files):
             if i not in whole:
                 out[i] = self._windows(file.header, canvases[i], boxes[i])
@@ -391,8 +407,8 @@ class Codec:
                     for s in self.model.config.stages[:count]
                 ]
 
-        def work(batch: list[int]) -> None:
-            group = [jobs[i] for i in batch]
+        def work(members: list[int]) -> None:
+            group = [jobs[i] for i in members]
             _, _, box, count = group[0]
             codes, _ = self._decode(
                 [held[i].stream(tile, count) for i, tile, _, _ in group],

@@ -54,7 +54,9 @@ def pack(streams: Sequence[bytes], ends: Sequence[Sequence[int]] = ()) -> bytes:
     stages = len(ends[0])
     cuts = [(0, *tile) for tile in ends]
     pieces = [
-        stream[cut[stage] : cut[stage + 1]] for stage in range(stages) for stream, cut in zip(streams, cuts, strict=True)
+        stream[cut[stage] : cut[stage + 1]]
+        for stage in range(stages)
+        for stream, cut in zip(streams, cuts, strict=True)
     ]
     return bytes([stages]) + b"".join(leb128.encode(len(piece)) for piece in pieces) + b"".join(pieces)
 

@@ -41,7 +41,7 @@ class Raster:
     samples: Image.Image | Samples  # PIL "L" or "RGB", or `[H, W]` or `[H, W, 3]` of the kind's depth
     kind: Kind
     alpha: Plane | None = None  # `[H, W]`, uint8, or uint16 beside samples of 16 bits
-    metadata: Metadata = Metadata()
+    metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = field(default=(), compare=False)  # what this form does not keep
 
     @property
