@@ -57,7 +57,7 @@ def test_kinds_and_back(height: int, width: int, kind: Kind) -> None:
         ("1", Kind.BILEVEL, "1"),
         ("L", Kind.GREY8, "L"),
         ("LA", Kind.GREY8, "LA"),
-        ("P", Kind.RGB8, "RGB"),
+        ("P", Kind.GREY8, "L"),
         ("RGB", Kind.RGB8, "RGB"),
         ("RGBA", Kind.RGB8, "RGBA"),
         ("CMYK", Kind.RGB8, "RGB"),

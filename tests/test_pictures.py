@@ -96,7 +96,7 @@ def _cases() -> list[Case]:
         Case("fax.tif", "1", "1", {"compression": "group4"}),
         Case("a.png", "RGB;16", "RGB", {}),
         Case("a.png", "RGBA;16", "RGBA", {}),
-        Case("a.png", "LA;16", "LA", {}),
+        Case("a.png", "LA;16", "RGBA", {}),
         Case("a.tif", "RGB;16", "RGB", {}),
         Case("a.tif", "I;16", "I;16", {}),
         Case("a.tif", "F", "L", {}),

@@ -103,8 +103,8 @@ def turned(samples: Samples, orientation: int) -> Samples:
 def to_raster(picture: Picture) -> Raster:
     """Any picture; ValueError names a shape or type that is none. May share memory with it.
 
-    PIL images are turned upright by their EXIF orientation. Palettes, CMYK, YCbCr, HSV and LAB become RGB (CMYK by
-    its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped.
+    PIL images are turned upright by their EXIF orientation. Palettes become RGB or grey; CMYK, YCbCr, HSV and LAB become
+    RGB (CMYK by its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped.
     """
     if isinstance(picture, Raster):
         return picture
@@ -165,15 +165,21 @@ def _from_image(image: Image.Image) -> Raster:
         return Raster(image.convert("L"), Kind.GREY8, metadata=metadata, notes=("floats become 8-bit grey",))
     if mode in ("CMYK", "LAB"):
         image, metadata = _managed(image, metadata)
+    grey = mode in ("1", "L", "LA", "La") or (mode == "P" and _is_grey(image))
     if mode not in ("1", "L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX"):
-        notes.append(f"{'a palette' if mode in ('P', 'PA') else mode} becomes RGB")
-    grey = mode in ("1", "L", "LA", "La")
+        notes.append(f"{'a palette' if mode in ('P', 'PA') else mode} becomes {'grey' if grey else 'RGB'}")
     alpha = None
     if image.has_transparency_data:
         image = image.convert("LA" if grey else "RGBA")
         alpha = np.asarray(image.getchannel("A"))
     samples = image.convert("L" if grey else "RGB")
     return Raster(samples, Kind.GREY8 if grey else Kind.RGB8, alpha, metadata, tuple(notes))
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether a palette has greys only, as those of grey GIF files do."""
+    palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    return bool((palette == palette[:, :1]).all())
 
 
 def _managed(image: Image.Image, metadata: Metadata) -> tuple[Image.Image, Metadata]:
