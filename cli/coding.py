@@ -208,7 +208,7 @@ def decode(
 
             data = _read(source)
             unpack(data, partial)  # a foreign or damaged file is named before weights are loaded
-            picture_format = format_of(Path(suffix[1:]).with_suffix(suffix) if target == STREAM else target)
+            picture_format = format_of(Path(f"output{suffix}") if target == STREAM else target)
             with loading:
                 if not codecs:
                     codecs.append(load_codec(model, device))

@@ -76,6 +76,7 @@ class _Tile:
 class Codec:
     """Encodes and decodes pictures with one set of weights. Made by `load`.
 
+    tile: side of the tiles that `encode` makes, in pixels: 64 times a power of two, a multiple of the coarsest stride.
     tile_workers: threads that work on the tiles of a large picture on a CPU; each takes some 300 MB. They change the
     time, never a byte.
     """
