@@ -12,7 +12,7 @@ replace what the image has. `register(model=..., device=...)` chooses weights an
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from PIL import Image, ImageFile
 
@@ -33,7 +33,7 @@ class MciImageFile(ImageFile.ImageFile):
     format_description = "mcodec learned image codec"
 
     def _open(self) -> None:
-        self._data = self.fp.read()
+        self._data = cast(IO[bytes], self.fp).read()
         try:
             file = container.unpack(self._data)
         except CodecError as error:

@@ -116,13 +116,13 @@ def measure(codec: Codec, original: Raster, data: bytes, name: str) -> float:
     return psnr(a, b, peak) if name == "psnr" else ms_ssim(a, b, peak)
 
 
-def psnr(a: np.ndarray, b: np.ndarray, peak: float) -> float:  # type: ignore[type-arg]
+def psnr(a: np.ndarray, b: np.ndarray, peak: float) -> float:
     """Peak signal-to-noise ratio in dB, 99 for equal arrays. Row by row: large pictures are not copied as floats."""
     total = sum(float(np.square(x.astype(np.float64) - y).sum()) for x, y in zip(a, b, strict=True))
     return 99.0 if total == 0 else 10 * math.log10(peak**2 * a.size / total)
 
 
-def ms_ssim(a: np.ndarray, b: np.ndarray, peak: float) -> float:  # type: ignore[type-arg]
+def ms_ssim(a: np.ndarray, b: np.ndarray, peak: float) -> float:
     """MS-SSIM (Wang, Simoncelli, Bovik, 2003) by pytorch-msssim; CodecError where it is missing or sides too short."""
     try:
         from pytorch_msssim import ms_ssim as implementation

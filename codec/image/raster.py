@@ -55,7 +55,7 @@ class Raster:
         """Samples of a part, `[h, w]` or `[h, w, 3]`; nothing of the rest is copied."""
         if isinstance(self.samples, Image.Image):
             return np.asarray(self.samples.crop((left, top, right, bottom)))
-        return cast(Samples, self.samples[top:bottom, left:right])
+        return self.samples[top:bottom, left:right]
 
     def array(self) -> Samples:
         """All of it: `[H, W]`, or `[H, W, C]` with C = 2 (grey, alpha), 3 or 4."""
@@ -103,8 +103,8 @@ def turned(samples: Samples, orientation: int) -> Samples:
 def to_raster(picture: Picture) -> Raster:
     """Any picture; ValueError names a shape or type that is none. May share memory with it.
 
-    PIL images are turned upright by their EXIF orientation. Palettes become RGB or grey; CMYK, YCbCr, HSV and LAB become
-    RGB (CMYK by its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped.
+    PIL images are turned upright by their EXIF orientation. Palettes become RGB or grey; CMYK, YCbCr, HSV and LAB
+    become RGB (CMYK by its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped.
     """
     if isinstance(picture, Raster):
         return picture
@@ -185,6 +185,7 @@ def _is_grey(image: Image.Image) -> bool:
 def _managed(image: Image.Image, metadata: Metadata) -> tuple[Image.Image, Metadata]:
     """CMYK or LAB as RGB, by the profile where it is one of these colours; the profile goes, as it names them."""
     try:
+        source: Any
         if image.mode == "LAB":
             source = ImageCms.createProfile("LAB")
         elif metadata.icc:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from mcodec.errors import ImageError
 from mcodec.image import metadata as meta
@@ -40,7 +41,7 @@ def name_of(source: object) -> str:
 
 
 @contextmanager
-def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[Image.Image]:
+def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[ImageFile]:
     name = name_of(source)
     try:
         if isinstance(source, str | Path):
@@ -64,7 +65,7 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[Image.Image]:
         raise ImageError(f"cannot read the picture {name}: {error}") from error
 
 
-def _checked(image: Image.Image) -> Image.Image:
+def _checked(image: ImageFile) -> ImageFile:
     """Pillow warns above its limit and refuses above twice that; here the limit is one."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
@@ -72,7 +73,7 @@ def _checked(image: Image.Image) -> Image.Image:
     return image
 
 
-def _is_wide(image: Image.Image) -> bool:
+def _is_wide(image: ImageFile) -> bool:
     """Whether the file holds 16 bits where Pillow's mode has 8."""
     if image.format == "PPM":
         arguments = image.tile[0].args if image.tile else ()
@@ -85,7 +86,7 @@ def _is_wide(image: Image.Image) -> bool:
     return False
 
 
-def _wide(image: Image.Image) -> Raster:
+def _wide(image: ImageFile) -> Raster:
     file = cast(BinaryIO, image.fp)
     file.seek(0)
     data = file.read()
@@ -100,7 +101,7 @@ def _wide(image: Image.Image) -> Raster:
             import tifffile
 
             with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-                page = tiff.pages[0]
+                page: Any = tiff.pages[0]
                 samples = page.asarray()
                 if page.planarconfig == 2 and samples.ndim == 3:  # one plane after another
                     samples = samples.transpose(1, 2, 0)
@@ -110,8 +111,9 @@ def _wide(image: Image.Image) -> Raster:
     return replace(raster, metadata=meta.of_image(image).upright())
 
 
-def _ppm(data: bytes, image: Image.Image) -> Samples:
-    maximum = image.tile[0].args[-1]
+def _ppm(data: bytes, image: ImageFile) -> Samples:
+    arguments: Any = image.tile[0].args
+    maximum = int(arguments[-1])
     array = np.frombuffer(data, ">u2", image.width * image.height * 3, image.tile[0].offset)
     scaled = (array.astype(np.uint32) * 65535 + maximum // 2) // maximum
     return np.minimum(scaled, 65535).astype(np.uint16).reshape(image.height, image.width, 3)

@@ -131,7 +131,7 @@ def _save_wide(raster: Raster, file: BinaryIO, form: str) -> None:
         if form == "PNG":
             import imagecodecs
 
-            file.write(_with_chunks(imagecodecs.png_encode(array), raster.metadata))
+            file.write(_with_chunks(bytes(imagecodecs.png_encode(array)), raster.metadata))
             return
         import tifffile
     except ImportError as error:
