@@ -3,8 +3,8 @@
     python -m mcodec.bench.large --width 12000 --height 9000 --folder /tmp/large
 
 The picture is photographs side by side (`--image`, mirrored so that they join) or, without one, smooth noise. Each
-command runs in a process of its own; peak memory is its maximum resident set (getrusage). Seam energy is the squared
-error in the two pixels on either side of the tiles' borders, beside that of the whole picture.
+command runs in a process of its own; peak memory is its maximum resident set (wait4). Seam energy is the squared error
+in the two pixels on either side of the tiles' borders, beside that along the other lines of the coarsest stage's grid.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def picture(width: int, height: int, image: Path | None) -> NDArray[np.uint8]:
         rng = np.random.default_rng(0)
         coarse = rng.integers(0, 256, (height // 64 + 2, width // 64 + 2, 3)).astype(np.uint8)
         return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-    one = np.asarray(Image.open(image).convert("RGB"))
+    one = np.asarray(Image.open(image).convert("RGB"))[5:, 5:]  # no side that divides a tile's: joins are not borders
     rows, columns = -(-height // one.shape[0]), -(-width // one.shape[1])
     tiles = [[one[:: -1 if r % 2 else 1, :: -1 if c % 2 else 1] for c in range(columns)] for r in range(rows)]
     return np.concatenate([np.concatenate(row, 1) for row in tiles])[:height, :width]
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> dict[str, float]:
     """Wall time and peak resident set (MiB) of a command in a child process."""
     code = "import sys; from mcodec.cli.main import run; sys.exit(run(sys.argv[1:]))"
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise click.ClickException(f"mcodec {' '.join(arguments)} failed")
@@ -50,16 +50,21 @@ def run(arguments: list[str]) -> dict[str, float]:
 
 
 def seams(original: NDArray[np.uint8], decoded: NDArray[np.uint8], side: int) -> dict[str, float]:
-    """Mean squared error beside tile borders and overall; row by row, as the whole does not fit as floats."""
-    columns = [c + o for c in range(side, original.shape[1], side) for o in (-2, -1, 0, 1) if c + o < original.shape[1]]
-    beside: list[float] = []
-    everywhere: list[float] = []
-    for y, (a, b) in enumerate(zip(original, decoded, strict=True)):
-        error = np.square(a.astype(np.float32) - b)
-        everywhere.append(float(error.mean()))
-        beside += [float(error.mean())] if y >= side - 2 and (y + 2) % side < 4 else []
-        beside += [float(error[columns].mean())] if columns else []
-    return {"mse_beside_borders": float(np.mean(beside)), "mse": float(np.mean(everywhere))}
+    """Mean squared error beside the tiles' borders, beside all other lines of the 64-pixel grid, and their spread."""
+    columns, rows = np.zeros(original.shape[1]), np.zeros(original.shape[0])
+    for y, (a, b) in enumerate(zip(original, decoded, strict=True)):  # as a whole it does not fit as floats
+        error = np.square(a.astype(np.float32) - b).mean(1)
+        columns += error / len(rows)
+        rows[y] = error.mean()
+    lines = [(k, v[k - 2 : k + 2].mean()) for v in (columns, rows) for k in range(64, len(v) - 2, 64)]
+    borders = [float(error) for k, error in lines if k % side == 0]
+    others = [float(error) for k, error in lines if k % side]
+    return {
+        "mse_beside_borders": float(np.mean(borders)) if borders else 0.0,
+        "mse_beside_other_lines": float(np.mean(others)),
+        "spread_of_other_lines": float(np.std(others)),
+        "mse": float(rows.mean()),
+    }
 
 
 @click.command()
