@@ -44,6 +44,9 @@ BENCH = [
     "ssimulacra2>=0.3",
 ]
 
+# 16 bits, which Pillow cuts to 8.
+IMAGES = ["imagecodecs>=2024.9.22", "tifffile>=2024.8.30"]
+
 setup(
     name="mcodec",
     version=version(),
@@ -81,9 +84,13 @@ setup(
         "rich>=13",
     ],
     extras_require={
+        "images": IMAGES,
+        "targets": ["pytorch-msssim>=1.0"],
+        "ray": ["ray[data]>=2.40"],
+        "url": ["fsspec[http]>=2024.6"],
         "train": ["matplotlib>=3.8"],
         "bench": [*BENCH, "compressai>=1.2.8"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", *BENCH],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", *BENCH, *IMAGES, "fsspec>=2024.6"],
     },
     entry_points={"console_scripts": ["mcodec = mcodec.cli.main:main"]},
 )

@@ -1,93 +1,281 @@
-"""`mcodec encode` and `mcodec decode`."""
+"""`mcodec encode` and `mcodec decode`: one file, a stream, or many files."""
 
 from __future__ import annotations
 
 import math
+import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mcodec.cli import many
 from mcodec.cli.options import FILE, device_option, force_option, load_codec, model_option, output_path
+from mcodec.errors import CodecError
+
+if TYPE_CHECKING:
+    from mcodec.api import Codec
 
 ENCODE_EXAMPLES = """\b
 Examples:
   mcodec encode photo.jpg
   mcodec encode photo.png -q 80 small.mci
-  mcodec encode photo.png --device cuda --force
+  mcodec encode photo.png --target-bytes 50000 --strip-gps
+  mcodec encode - - < photo.jpg > photo.mci
+  mcodec encode photos/ coded/ --recursive --jobs 4
 """
 DECODE_EXAMPLES = """\b
 Examples:
   mcodec decode photo.mci
   mcodec decode photo.mci copy.jpg
+  mcodec decode photo.mci preview.png --stages 2
+  mcodec decode map.mci part.png --region 4096,2048,512,512
+  mcodec decode - - --format jpg < photo.mci > photo.jpg
+  mcodec decode coded/ pictures/ --format webp
 """
+STREAM = Path("-")
 
 
-class _Quality(click.FloatRange):
-    """1..100; click's range lets "nan" through, which is neither below nor above."""
+class _Number(click.FloatRange):
+    """Click's range lets "nan" through, which is neither below nor above."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         number = super().convert(value, parameter, context)
         if math.isnan(number):
-            self.fail("nan is not a quality.", parameter, context)
+            self.fail("nan is no number.", parameter, context)
         return number
 
 
+def _region(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        region = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        region = ()
+    if len(region) != 4:
+        raise click.BadParameter("four whole numbers are needed, X,Y,WIDTH,HEIGHT: 0,0,512,512")
+    return region
+
+
+def _many_options(function: many.F) -> many.F:
+    """Options of both commands for many files."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per file."),
+        click.option("--jobs", type=click.IntRange(1), help="Files worked on at a time. [default: up to 4]"),
+        click.option("--recursive", is_flag=True, help="Take folders with all that is below them."),
+    ):
+        function = option(function)
+    return function
+
+
+def _allow_large() -> None:
+    """Pillow's limit on pixels guards programs that have none; here the format's own holds."""
+    from PIL import Image
+
+    from mcodec.container import MAX_PIXELS
+
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+def _read(source: Path) -> bytes:
+    return sys.stdin.buffer.read() if source == STREAM else source.read_bytes()
+
+
 @click.command(epilog=ENCODE_EXAMPLES)
-@click.argument("source", metavar="IN", type=FILE)
-@click.argument("target", metavar="[OUT.mci]", type=FILE, required=False)
+@click.argument("paths", metavar="IN... [OUT]", type=FILE, nargs=-1, required=True)
 @click.option(
     "-q",
     "--quality",
-    type=_Quality(1, 100),
-    default=50.0,
-    show_default=True,
-    help="1 is the smallest file, 100 the best picture.",
+    type=_Number(1, 100),
+    help="1 is the smallest file, 100 the best picture.  [default: 50]",
 )
+@click.option("--target-bytes", type=_Number(1), metavar="N", help="Choose the quality by the size of the file.")
+@click.option("--target-bpp", type=_Number(0, min_open=True), metavar="N", help="... by its bits per pixel.")
+@click.option("--target-psnr", type=_Number(0, min_open=True), metavar="DB", help="... by the PSNR.")
+@click.option(
+    "--target-ms-ssim", type=_Number(0, 1, min_open=True, max_open=True), metavar="X", help="... by the MS-SSIM."
+)
+@click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
+@click.option("--strip-gps", is_flag=True, help="Leave out the GPS position alone.")
+@_many_options
 @model_option
 @device_option
 @force_option
 def encode(
-    source: Path, target: Path | None, quality: float, model: str | None, device: str, force: bool
-) -> None:
+    paths: tuple[Path, ...],
+    quality: float | None,
+    target_bytes: float | None,
+    target_bpp: float | None,
+    target_psnr: float | None,
+    target_ms_ssim: float | None,
+    strip: bool,
+    strip_gps: bool,
+    recursive: bool,
+    jobs: int | None,
+    as_json: bool,
+    model: str | None,
+    device: str,
+    force: bool,
+) -> int:
     """Encode the picture IN into a .mci file (default: IN with the suffix .mci).
 
-    Prints bytes, bits per pixel and the time of the coding itself, without loading weights.
+    Prints bytes, bits per pixel and the time of the coding itself, without loading weights. - is standard input or
+    output. A folder, several files or a pattern go into the folder OUT; files that are there already are skipped.
     """
-    from mcodec.image import read_image, write_bytes
+    targets = {"bytes": target_bytes, "bpp": target_bpp, "psnr": target_psnr, "ms-ssim": target_ms_ssim}
+    wanted = {name: value for name, value in targets.items() if value is not None}
+    if len(wanted) + (quality is not None) > 1:
+        raise click.UsageError("choose one of --quality and the targets.")
+    metadata = "none" if strip else "no-gps" if strip_gps else "all"
 
-    target = output_path(source, target, ".mci", force)
-    image = read_image(source)
-    codec = load_codec(model, device)
+    def prepare() -> Callable[[Path, Path], dict[str, Any]]:
+        _allow_large()
+        codec = load_codec(model, device)
+        return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata)
+
+    return _run(paths, ".mci", many.pictures, prepare, recursive, jobs, as_json, force)
+
+
+def _encode_file(
+    codec: Codec, source: Path, target: Path, quality: float | None, wanted: dict[str, float], metadata: str
+) -> dict[str, Any]:
+    from mcodec.image import read_raster, write_bytes
+    from mcodec.rate import Target, encode_to
+
+    raster = read_raster(_read(source) if source == STREAM else source)
     began = time.perf_counter()
-    data = codec.encode(image, quality)
+    if wanted:
+        ((measure, value),) = wanted.items()
+        data, quality = encode_to(codec, raster, Target(measure, value), metadata)
+    else:
+        quality = 50.0 if quality is None else quality
+        data = codec.encode(raster, quality, metadata)
     seconds = time.perf_counter() - began
-    write_bytes(target, data)
-    bpp = 8 * len(data) / (image.width * image.height)
-    click.echo(f"{target}: {len(data):,} bytes, {bpp:.2f} bpp, {seconds:.2f} s")
+    if target == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        write_bytes(target, data)
+    width, height = raster.size
+    report = {"bytes": len(data), "bpp": 8 * len(data) / (width * height), "seconds": seconds, "quality": quality}
+    text = f"{len(data):,} bytes, {report['bpp']:.2f} bpp, "
+    text += f"quality {quality:.4g}, {seconds:.2f} s" if wanted else f"{seconds:.2f} s"
+    return {**report, "notes": list(raster.notes), "text": text}
 
 
 @click.command(epilog=DECODE_EXAMPLES)
-@click.argument("source", metavar="IN.mci", type=FILE)
-@click.argument("target", metavar="[OUT]", type=FILE, required=False)
+@click.argument("paths", metavar="IN.mci... [OUT]", type=FILE, nargs=-1, required=True)
+@click.option("--format", "form", metavar="SUFFIX", help="Picture format where no OUT names one.  [default: png]")
+@click.option("--stages", type=click.IntRange(1), metavar="N", help="Decode the first N stages: a coarser picture.")
+@click.option("--partial", is_flag=True, help="Take a file that is cut off, as far as it goes; nothing is verified.")
+@click.option("--region", metavar="X,Y,W,H", callback=_region, help="Decode this part of the picture only.")
+@_many_options
 @model_option
 @device_option
 @force_option
-def decode(source: Path, target: Path | None, model: str | None, device: str, force: bool) -> None:
+def decode(
+    paths: tuple[Path, ...],
+    form: str | None,
+    stages: int | None,
+    partial: bool,
+    region: tuple[int, int, int, int] | None,
+    recursive: bool,
+    jobs: int | None,
+    as_json: bool,
+    model: str | None,
+    device: str,
+    force: bool,
+) -> int:
     """Decode a .mci file into a picture (default: IN with the suffix .png).
 
-    The suffix of OUT chooses the picture format: .png, .jpg, .webp or another that Pillow writes.
+    The suffix of OUT chooses the picture format: .png, .jpg, .webp or another that Pillow writes. - is standard input
+    or output. A folder, several files or a pattern go into the folder OUT; files that are there already are skipped.
     """
-    from mcodec.container import describe
-    from mcodec.image import write_image
+    suffix = f".{(form or 'png').removeprefix('.')}"
 
-    target = output_path(source, target, ".png", force)
-    data = source.read_bytes()
-    describe(data)  # a foreign or damaged file is named before weights are loaded
-    codec = load_codec(model, device)
+    def prepare() -> Callable[[Path, Path], dict[str, Any]]:
+        _allow_large()
+        codecs: list[Codec] = []
+        loading = threading.Lock()
+
+        def work(source: Path, target: Path) -> dict[str, Any]:
+            from mcodec.container import unpack
+            from mcodec.image import format_of
+
+            data = _read(source)
+            unpack(data, partial)  # a foreign or damaged file is named before weights are loaded
+            picture_format = format_of(Path(f"output{suffix}") if target == STREAM else target)
+            with loading:
+                if not codecs:
+                    codecs.append(load_codec(model, device))
+            return _decode_file(codecs[0], data, target, picture_format, stages, region, partial)
+
+        return work
+
+    return _run(paths, suffix, many.coded, prepare, recursive, jobs, as_json, force)
+
+
+def _decode_file(
+    codec: Codec,
+    data: bytes,
+    target: Path,
+    form: str,
+    stages: int | None,
+    region: tuple[int, int, int, int] | None,
+    partial: bool,
+) -> dict[str, Any]:
+    import io
+
+    from mcodec.image import save, write_image
+
     began = time.perf_counter()
-    image = codec.decode(data)
+    try:
+        raster = codec.decode_raster(data, stages, region, partial)
+    except ValueError as error:  # stages or region that this file does not have
+        raise CodecError(str(error)) from error
     seconds = time.perf_counter() - began
-    write_image(image, target)
-    click.echo(f"{target}: {image.width} x {image.height}, {target.stat().st_size:,} bytes, {seconds:.2f} s")
+    width, height = raster.size
+    if target == STREAM:
+        buffer = io.BytesIO()
+        save(raster, buffer, form)
+        size = sys.stdout.buffer.write(buffer.getvalue())
+        sys.stdout.buffer.flush()
+    else:
+        write_image(raster, target)
+        size = target.stat().st_size
+    text = f"{width} x {height}, {size:,} bytes, {seconds:.2f} s"
+    return {"width": width, "height": height, "bytes": size, "seconds": seconds, "text": text}
+
+
+def _run(
+    paths: tuple[Path, ...],
+    suffix: str,
+    choose: Callable[[Path], bool],
+    prepare: Callable[[], Callable[[Path, Path], dict[str, Any]]],
+    recursive: bool,
+    jobs: int | None,
+    as_json: bool,
+    force: bool,
+) -> int:
+    """One file or many, by what the paths are; returns the exit status."""
+    if many.wanted(paths):
+        plan = many.plan(paths, suffix, choose, recursive)
+        return many.run(plan, prepare, jobs, as_json, force)
+    source, target = paths[0], paths[1] if len(paths) > 1 else None
+    if source == STREAM and target is None:
+        target = STREAM
+    if target != STREAM:
+        target = output_path(source, target, suffix, force)
+    report = prepare()(source, target)
+    text, notes = report.pop("text"), report.get("notes", ())
+    for note in notes:
+        click.echo(f"mcodec: note: {source}: {note}", err=True)
+    if as_json:
+        click.echo(many.line(source, target, "done", report), err=target == STREAM)
+    else:
+        click.echo(f"{target}: {text}", err=target == STREAM)
+    return 0

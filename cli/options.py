@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,7 +13,7 @@ from mcodec.errors import CodecError
 if TYPE_CHECKING:
     from mcodec.api import Codec
 
-F = TypeVar("F", bound=Callable[..., None])
+F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)  # existence is checked on reading, with the file named in one line
 

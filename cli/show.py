@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from mcodec.cli.options import FILE
+from mcodec.cli.options import FILE, load_codec, model_option
 
 INFO_EXAMPLES = """\b
 Examples:
   mcodec info photo.mci
   mcodec info photo.mci --json
+  mcodec info photo.mci --stages
 """
 MODELS_EXAMPLES = """\b
 Examples:
@@ -41,16 +42,23 @@ def _to_json(value: Any) -> str:
 @click.command(epilog=INFO_EXAMPLES)
 @click.argument("source", metavar="FILE", type=FILE)
 @json_option
-def info(source: Path, as_json: bool) -> None:
+@click.option("--stages", is_flag=True, help="List the bytes of each stage; of a single tile this takes the weights.")
+@model_option
+def info(source: Path, as_json: bool, stages: bool, model: str | None) -> None:
     """Print every header field of a .mci file."""
     from mcodec.container import describe
 
-    fields = describe(source.read_bytes())
+    data = source.read_bytes()
+    fields = describe(data)
+    if stages and fields["stages"] is None:
+        fields["stages"] = load_codec(model, "auto").stage_bytes(data)
     if as_json:
         click.echo(_to_json(fields))
         return
     width = max(map(len, fields))
     for name, value in fields.items():
+        if value is None:
+            continue
         click.echo(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
 
 

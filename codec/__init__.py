@@ -4,8 +4,9 @@
 
     import mcodec
     codec = mcodec.load()
-    data = codec.encode(image, quality=50)   # PIL, numpy [H, W, 3] uint8 or torch [3, H, W] uint8 -> bytes
+    data = codec.encode(image, quality=50)   # PIL of any mode, numpy [H, W, C] or torch [C, H, W] -> bytes
     picture = codec.decode(data)             # -> PIL.Image
+    picture = mcodec.read("photo.mci")       # a path or URL -> PIL.Image
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from mcodec.errors import (
     FormatError,
     ImageError,
     LimitExceeded,
+    LossWarning,
     ModelError,
     NotAnMciFile,
+    TargetError,
     TrainingError,
     UnsupportedVersion,
     WrongModel,
@@ -29,6 +32,7 @@ from mcodec.errors import (
 
 if TYPE_CHECKING:
     from mcodec.api import Codec, load
+    from mcodec.reading import read
 
 __all__ = [
     "BenchError",
@@ -38,13 +42,16 @@ __all__ = [
     "FormatError",
     "ImageError",
     "LimitExceeded",
+    "LossWarning",
     "ModelError",
     "NotAnMciFile",
+    "TargetError",
     "TrainingError",
     "UnsupportedVersion",
     "WrongModel",
     "__version__",
     "load",
+    "read",
 ]
 
 
@@ -54,4 +61,8 @@ def __getattr__(name: str) -> Any:
         from mcodec import api
 
         return getattr(api, name)
+    if name == "read":
+        from mcodec.reading import read
+
+        return read
     raise AttributeError(f"module 'mcodec' has no attribute {name!r}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,15 +16,28 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mcodec import container, entropy, weights
-from mcodec.errors import WrongModel
-from mcodec.image import Picture, from_tensor, to_array, to_tensor
+from mcodec import batch, container, entropy, tiles, weights
+from mcodec.batch import Result
+from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header
+from mcodec.errors import CorruptStream, WrongModel
+from mcodec.image import Metadata, Picture, Raster, Samples, alpha, from_tensor, to_raster, to_tensor
 from mcodec.kernels.pvq_assign import pvq_assign
 from mcodec.model import Cascade, level_of
 from mcodec.model.cascade import BETA
+from mcodec.model.walk import Seams
+from mcodec.model.window import Box, window
 
-#: Pictures of one padded size that go through the networks together, at most this many pixels.
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Tiles of one padded size go through the networks together, at most this many pixels of them.
 BATCH_PIXELS = 2**22
+#: How far beyond its tile an encoder looks: it guesses there what the neighbours will choose, as their codes decide
+#: what a decoder adds inside of the tile. Wider brings no measurable gain.
+HALO = 128
+
+#: What of a picture's metadata a file carries: all of it, all but the GPS position, nothing.
+METADATA = ("all", "no-gps", "none")
 
 
 def load(model: str | Path | None = None, device: str = "auto", bf16: bool = False) -> Codec:
@@ -39,8 +56,30 @@ def load(model: str | Path | None = None, device: str = "auto", bf16: bool = Fal
     return Codec(network, fingerprint, torch.device(device), bf16)
 
 
+@dataclass(frozen=True)
+class _Tile:
+    """A tile to encode: where it lies in its picture, and the window around it that the encoder sees."""
+
+    item: int  # of the batch of pictures
+    level: int
+    outer: tuple[int, int, int, int]  # pixels (left, top, right, bottom) of the window
+    padded: tuple[int, int]  # (height, width) of the window, multiples of the coarsest stride
+    inner: Box  # the tile within it, in pixels
+    seams: Seams  # its borders within it
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Tiles with the same key can be encoded together."""
+        return self.padded, self.inner
+
+
 class Codec:
-    """Encodes and decodes pictures with one set of weights. Made by `load`."""
+    """Encodes and decodes pictures with one set of weights. Made by `load`.
+
+    tile: side of the tiles that `encode` makes, in pixels: 64 times a power of two, a multiple of the coarsest stride.
+    tile_workers: threads that work on the tiles of a large picture on a CPU; each takes some 300 MB. They change the
+    time, never a byte.
+    """
 
     def __init__(
         self, model: Cascade, fingerprint: bytes, device: torch.device | None = None, bf16: bool = False
@@ -49,6 +88,8 @@ class Codec:
         self.model = model.eval().to(self.device)
         self.fingerprint = fingerprint
         self.bf16 = bf16
+        self.tile = max(container.TILE, model.config.multiple)
+        self.tile_workers = 2 if self.device.type == "cpu" else 1
         self._tables = [self._stage_tables(index) for index in range(len(model.stages))]
 
     def _stage_tables(self, index: int) -> entropy.PriorTables:
@@ -57,38 +98,112 @@ class Codec:
             codewords.cpu().numpy(), log_weights.cpu().numpy(), self.model.precision.cpu().numpy()
         )
 
+    @property
+    def stages(self) -> int:
+        """Number of stages, coarse to fine."""
+        return len(self.model.stages)
+
     # ---- encoding -----------------------------------------------------------------------------------------
 
-    def encode(self, image: Picture, quality: float = 50) -> bytes:
+    def encode(self, image: Picture, quality: float = 50, metadata: str = "all") -> bytes:
         """Compress a picture into the bytes of a .mci file.
 
-        image: PIL image, numpy `[H, W, 3]` uint8 or torch `[3, H, W]` uint8; quality: 1 (smallest) to 100.
-        Raises ValueError for anything else.
+        image: PIL image of any mode; numpy `[H, W]` or `[H, W, C]` or torch `[C, H, W]`, uint8 or uint16, with C = 1
+        (grey), 2 (grey, alpha), 3 or 4; or a Raster. quality: 1 (smallest) to 100. metadata: what the file carries of
+        colour profile, EXIF and XMP, "all", "no-gps" or "none".
+        Raises ValueError for anything else, LimitExceeded for a picture larger than the format holds.
         """
-        return self.encode_batch([image], quality)[0]
+        return self.encode_batch([image], quality, metadata)[0]
 
-    def encode_batch(self, images: Sequence[Picture], quality: float | Sequence[float] = 50) -> list[bytes]:
+    def encode_batch(
+        self, images: Sequence[Picture], quality: float | Sequence[float] = 50, metadata: str = "all"
+    ) -> list[bytes]:
         """`encode` for pictures of any sizes; those of equal padded size share one pass. Order is kept."""
         qualities = [quality] * len(images) if isinstance(quality, int | float) else list(quality)
         if len(qualities) != len(images):
             raise ValueError(f"{len(images)} images but {len(qualities)} qualities")
+        if metadata not in METADATA:
+            raise ValueError(f"metadata must be one of {', '.join(METADATA)}, got {metadata!r}")
         levels = [level_of(q) for q in qualities]
-        arrays = [to_array(image) for image in images]
-        for array in arrays:
-            container.check_size(array.shape[1], array.shape[0])
-        out = [b""] * len(images)
-        for batch in self._batches([self._padded(*a.shape[:2]) for a in arrays]):
-            files = self._encode([arrays[i] for i in batch], [levels[i] for i in batch])
-            for index, data in zip(batch, files, strict=True):
-                out[index] = data
-        return out
+        rasters = [to_raster(image) for image in images]
+        payloads = self._payloads(rasters, levels)
+        return [
+            container.pack(
+                Container(
+                    Header(*raster.size, level, self.fingerprint, raster.kind, self.tile),
+                    payload,
+                    _sections(raster, metadata),
+                )
+            )
+            for raster, level, payload in zip(rasters, levels, payloads, strict=True)
+        ]
 
-    def _encode(self, arrays: list[NDArray[np.uint8]], levels: list[int]) -> list[bytes]:
-        x = torch.cat([to_tensor(a, self.model.config.multiple) for a in arrays]).to(self.device)
-        coders = [entropy.Encoder() for _ in arrays]
+    def encode_iter(
+        self, items: Iterable[Any], quality: float = 50, metadata: str = "all", readers: int = batch.READERS
+    ) -> Iterator[Result[bytes]]:
+        """`encode` for any number of items: pictures, or picture files as bytes, paths and URLs.
+
+        `readers` threads read ahead while a micro-batch is coded; results come in the order of the items, and an item
+        that fails has its `error`. ValueError for a wrong quality or metadata.
+        """
+        level_of(quality)
+        return batch.encoded(lambda rasters: self.encode_batch(rasters, quality, metadata), items, readers)
+
+    def _payloads(self, rasters: Sequence[Raster], levels: Sequence[int]) -> list[bytes]:
+        """The sections of codes of pictures."""
+        for raster in rasters:
+            container.check_size(*raster.size)
+        jobs = [
+            tile
+            for item, (raster, level) in enumerate(zip(rasters, levels, strict=True))
+            for tile in self._tiles(item, raster.size, level)
+        ]
+        done: list[tuple[bytes, list[int]]] = [(b"", [])] * len(jobs)
+
+        def work(members: list[int]) -> None:
+            group = [jobs[i] for i in members]
+            inner, seams = group[0].inner, group[0].seams
+            levels = [tile.level for tile in group]
+            windows = [rasters[tile.item].crop(*tile.outer) for tile in group]
+            streams = self._encode(windows, levels, inner, seams)
+            ends: list[list[int]] = [[]] * len(streams)
+            if any(seams):  # where the stages end shows in reading them back
+                words = self._decode(streams, inner.bottom - inner.top, inner.right - inner.left, levels)[1]
+                ends = [_ends(stream, read) for stream, read in zip(streams, zip(*words, strict=True), strict=True)]
+            for i, stream, end in zip(members, streams, ends, strict=True):
+                done[i] = stream, end
+
+        self._each(work, self._batches([tile.key for tile in jobs], [tile.padded for tile in jobs]))
+        of_picture: list[list[tuple[bytes, list[int]]]] = [[] for _ in rasters]
+        for tile, result in zip(jobs, done, strict=True):
+            of_picture[tile.item].append(result)
+        return [tiles.pack(*zip(*results, strict=True)) for results in of_picture]
+
+    def _tiles(self, item: int, size: tuple[int, int], level: int) -> list[_Tile]:
+        width, height = size
+        halo = min(self._padded(HALO, HALO)[0], self.tile)
+        jobs = []
+        for left, top, right, bottom in tiles.grid(width, height, self.tile):
+            outer = max(0, left - halo), max(0, top - halo), min(width, right + halo), min(height, bottom + halo)
+            padded = self._padded(outer[3] - outer[1], outer[2] - outer[0])
+            tall, wide = self._padded(bottom - top, right - left)
+            inner = Box(top - outer[1], left - outer[0], top - outer[1] + tall, left - outer[0] + wide)
+            seams = (
+                tuple(cut for cut in (inner.top, inner.bottom) if 0 < cut < padded[0]),
+                tuple(cut for cut in (inner.left, inner.right) if 0 < cut < padded[1]),
+            )
+            jobs.append(_Tile(item, level, outer, padded, inner, seams))
+        return jobs
+
+    def _encode(self, windows: list[Samples], levels: list[int], inner: Box, seams: Seams) -> list[bytes]:
+        """Streams of tiles: `inner` of windows of one padded size."""
+        x = torch.cat([to_tensor(w, self.model.config.multiple) for w in windows]).to(self.device)
+        coders = [entropy.Encoder() for _ in windows]
 
         def assign(index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
-            book = self.model.stage(index).codebooks
+            stage = self.model.stage(index)
+            book, tile = stage.codebooks, inner.coarser(stage.stride)
+            grid = latents.shape[2], latents.shape[3]
             vectors = book.vectors(latents)
             codes = []
             for item, coder in enumerate(coders):
@@ -99,59 +214,247 @@ class Codec:
                 else:
                     floats = (vectors[item].cpu().contiguous().numpy(), book.codewords.detach().cpu().numpy())
                     chosen = entropy.assign(self._tables[index], *prior, *floats, BETA)
-                coder.add_stage(self._tables[index], *prior, chosen)
+                coder.add_stage(
+                    self._tables[index],
+                    _part(prior[0], grid, tile),
+                    _part(prior[1], grid, tile),
+                    _part(chosen, grid, tile),
+                )
                 codes.append(torch.from_numpy(chosen))
-            return torch.stack(codes).unflatten(2, latents.shape[-2:]).to(self.device)
+            return torch.stack(codes).unflatten(2, grid).to(self.device)
 
         level = torch.tensor(levels, dtype=torch.float32, device=self.device)
         with torch.no_grad(), self._precision():
-            self.model.encode(x, level, assign)
-        streams = [coder.finish() for coder in coders]
-        return [
-            container.pack(
-                container.Container(container.Header(a.shape[1], a.shape[0], lv, self.fingerprint), stream)
-            )
-            for a, lv, stream in zip(arrays, levels, streams, strict=True)
-        ]
+            self.model.encode(x, level, assign, seams if any(seams) else None)
+        return [coder.finish() for coder in coders]
 
     # ---- decoding -----------------------------------------------------------------------------------------
 
-    def decode(self, data: bytes) -> Image.Image:
-        """The picture of a .mci file. Raises FormatError (see mcodec.errors) or WrongModel."""
-        return self.decode_batch([data])[0]
+    def decode(
+        self,
+        data: bytes,
+        stages: int | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        partial: bool = False,
+    ) -> Image.Image:
+        """The picture of a .mci file, metadata in its `info`. Raises FormatError (see mcodec.errors) or WrongModel.
+
+        stages: use the first ones only, from 1 on: a coarser picture. region: (x, y, width, height) in pixels.
+        partial: take the beginning of a file, as many stages as are whole in it.
+        16-bit colour and 16-bit grey with alpha come with their upper 8 bits; `decode_raster` has them all.
+        """
+        return self.decode_raster(data, stages, region, partial).image()
+
+    def decode_array(
+        self,
+        data: bytes,
+        stages: int | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        partial: bool = False,
+    ) -> Samples:
+        """As `decode`, but an array: `[H, W]` or `[H, W, 2..4]` (alpha last), uint8 or uint16 as it was encoded."""
+        return self.decode_raster(data, stages, region, partial).array()
+
+    def decode_raster(
+        self,
+        data: bytes,
+        stages: int | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        partial: bool = False,
+    ) -> Raster:
+        """As `decode`, in full depth, with alpha and metadata apart."""
+        return self._rasters([self._open(data, partial)], stages, region, partial)[0]
 
     def decode_batch(self, data: Sequence[bytes]) -> list[Image.Image]:
         """`decode` for files of any sizes; those of equal padded size share one pass. Order is kept."""
-        files = [self._open(d) for d in data]
-        out: list[Image.Image | None] = [None] * len(files)
-        for batch in self._batches([self._padded(f.header.height, f.header.width) for f in files]):
-            group = [files[i] for i in batch]
-            state, _ = self._decode(group)
-            with torch.no_grad(), self._precision():
-                pictures = self.model.synthesis(state, self._levels(group))
-            for index, file, picture in zip(batch, group, pictures.float().cpu(), strict=True):
-                array = from_tensor(picture[None], file.header.height, file.header.width)
-                out[index] = Image.fromarray(array)
-        return [image for image in out if image is not None]
+        return [raster.image() for raster in self._rasters([self._open(d) for d in data])]
+
+    def decode_iter(self, items: Iterable[Any], readers: int = batch.READERS) -> Iterator[Result[Image.Image]]:
+        """`decode` for any number of items: bytes, or paths and URLs of .mci files; otherwise as `encode_iter`."""
+        return batch.decoded(self.decode_batch, items, readers)
 
     def codes(self, data: bytes) -> list[Tensor]:
-        """The decoded codes of a file, stage by stage: int32 `[M, H/r, W/r]` of the padded picture."""
-        return [stage[0] for stage in self._decode([self._open(data)])[1]]
+        """The decoded codes of a file, stage by stage: integers `[M, H/r, W/r]` of the padded picture."""
+        return self.codes_batch([data])[0]
 
-    def _open(self, data: bytes) -> container.Container:
-        file = container.unpack(data)
+    def codes_batch(self, data: Sequence[bytes]) -> list[list[Tensor]]:
+        """`codes` for files of any sizes."""
+        return self._canvases([self._open(d) for d in data])
+
+    def stage_bytes(self, data: bytes) -> list[int]:
+        """How many bytes of a file each stage takes."""
+        file = self._open(data)
+        streams = file.streams()
+        if streams.sizes is not None:
+            return [sum(stage) for stage in streams.sizes]
+        padded = self._padded(file.header.height, file.header.width)
+        stream = streams.stream(0)
+        words = self._decode([stream], *padded, [file.header.level])[1]
+        ends = _ends(stream, [read[0] for read in words])
+        return [end - begin for begin, end in pairwise((0, *ends))]
+
+    def _open(self, data: bytes, partial: bool = False) -> Container:
+        file = container.unpack(data, partial)
         if file.header.fingerprint != self.fingerprint:
             raise WrongModel(
                 f"the file was made by weights {file.header.fingerprint.hex()}, "
                 f"but {self.fingerprint.hex()} are loaded"
             )
+        if file.header.tiles > 1 and file.header.tile % self.model.config.multiple:
+            raise CorruptStream(f"tiles of {file.header.tile} pixels cannot be those of the weights")
         return file
 
-    def _decode(self, files: list[container.Container]) -> tuple[Tensor, list[Tensor]]:
-        """(synthesis state, codes per stage `[B, M, h, w]`) of files of one padded size."""
-        decoders = [entropy.Decoder(file.codes) for file in files]
-        height, width = self._padded(files[0].header.height, files[0].header.width)
+    def _rasters(
+        self,
+        files: list[Container],
+        stages: int | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        partial: bool = False,
+    ) -> list[Raster]:
+        if stages is not None and not 1 <= stages <= self.stages:
+            raise ValueError(f"stages must be from 1 to {self.stages}, got {stages}")
+        boxes = [_region(file.header, region) for file in files]
+        canvases = self._canvases(files, stages, None if region is None else boxes, partial)
+        out: list[Samples | None] = [None] * len(files)
+        whole = [i for i, file in enumerate(files) if file.header.tiles == 1 and region is None]
+
+        def together(members: list[int]) -> None:
+            group = [whole[i] for i in members]
+            height, width = self._padded(files[group[0]].header.height, files[group[0]].header.width)
+            codes = [torch.stack(stage) for stage in zip(*(canvases[i] for i in group), strict=True)]
+            pictures = self._synthesize(codes, height, width, [files[i].header.level for i in group])
+            for i, picture in zip(group, pictures, strict=True):
+                header = files[i].header
+                out[i] = from_tensor(picture[None], header.height, header.width, header.kind)
+
+        # only what has all its stages can share a pass: of a partial file, some may be missing
+        sizes = [self._padded(files[i].header.height, files[i].header.width) for i in whole]
+        keys = [(size, len(canvases[i])) for size, i in zip(sizes, whole, strict=True)]
+        for members in self._batches(keys, sizes):
+            together(members)
+        for i, file in enumerate(files):
+            if i not in whole:
+                out[i] = self._windows(file.header, canvases[i], boxes[i])
+        return [
+            _raster(file, box, samples)
+            for file, box, samples in zip(files, boxes, out, strict=True)
+            if samples is not None
+        ]
+
+    def _windows(self, header: Header, canvas: list[Tensor], region: Box) -> Samples:
+        """A part of a picture, window by window."""
+        height, width = self._padded(header.height, header.width)
+        tall, wide = region.bottom - region.top, region.right - region.left
+        out: NDArray[Any] = np.empty(
+            (tall, wide) if header.kind.grey else (tall, wide, 3), np.uint16 if header.kind.bits == 16 else np.uint8
+        )
+
+        def work(place: tuple[int, int, int, int]) -> None:
+            left, top, right, bottom = place
+            pixels = Box(top + region.top, left + region.left, bottom + region.top, right + region.left)
+            part = window(self.model, pixels, height, width)
+            codes = [
+                box.crop(stage, Box(0, 0, 0, 0))[None].to(self.device, torch.int32)
+                for box, stage in zip(part.around, canvas, strict=False)
+            ]
+            picture = self._synthesize(codes, height, width, [header.level], part)
+            origin = part.inside[-1].finer(self.model.config.stages[-1].stride)
+            samples = from_tensor(pixels.crop(picture, origin), bottom - top, right - left, header.kind)
+            out[top:bottom, left:right] = samples
+
+        self._each(work, tiles.grid(wide, tall, self.tile))
+        return out
+
+    def _synthesize(
+        self, codes: list[Tensor], height: int, width: int, levels: list[int], part: Any = None
+    ) -> Tensor:
+        level = self._levels(levels)
+        with torch.no_grad(), self._precision():
+            state = self.model.synthesize(codes, height, width, level, part)
+            return self.model.synthesis(state, level).float().cpu()
+
+    def _canvases(
+        self,
+        files: list[Container],
+        stages: int | None = None,
+        regions: list[Box] | None = None,
+        partial: bool = False,
+    ) -> list[list[Tensor]]:
+        """Codes of whole pictures, `[M, H/r, W/r]` per stage; of tiles that `regions` do not need, zeros."""
+        held = [file.streams() for file in files]
+        canvases: list[list[Tensor]] = [[] for _ in files]
+        jobs: list[tuple[int, int, Box, int]] = []  # file, tile, its place, stages to read
+        for i, file in enumerate(files):
+            count = self.stages if stages is None else stages
+            header, sizes = file.header, held[i].sizes
+            if sizes is not None:
+                if len(sizes) != self.stages:
+                    raise CorruptStream(f"{len(sizes)} stages are coded, but the weights have {self.stages}")
+                count = min(count, len(held[i].pieces[0]))
+                if count == 0:
+                    raise CorruptStream("the file ends before its first stage does")
+            height, width = self._padded(header.height, header.width)
+            part = None if regions is None else window(self.model, regions[i], height, width)
+            for tile, (left, top, right, bottom) in enumerate(tiles.grid(header.width, header.height, header.tile)):
+                tall, wide = self._padded(bottom - top, right - left)
+                box = Box(top, left, top + tall, left + wide)
+                needed = [index + 1 for index in range(count) if part is None or self._meet(box, index, part.around)]
+                if needed:
+                    jobs.append((i, tile, box, max(needed)))
+            if header.tiles > 1:
+                # 16 bits hold any code and are half of what a large picture would take otherwise
+                canvases[i] = [
+                    torch.zeros(s.groups, height // s.stride, width // s.stride, dtype=torch.int16)
+                    for s in self.model.config.stages[:count]
+                ]
+
+        def work(members: list[int]) -> None:
+            group = [jobs[i] for i in members]
+            _, _, box, count = group[0]
+            codes, _ = self._decode(
+                [held[i].stream(tile, count) for i, tile, _, _ in group],
+                box.bottom - box.top,
+                box.right - box.left,
+                [files[i].header.level for i, _, _, _ in group],
+                count,
+                partial,
+            )
+            for item, (i, _, place, _) in enumerate(group):
+                if files[i].header.tiles == 1:
+                    canvases[i] = [stage[item] for stage in codes]
+                    continue
+                for config, stage, canvas in zip(self.model.config.stages, codes, canvases[i], strict=False):
+                    top, left, bottom, right = place.coarser(config.stride)
+                    canvas[:, top:bottom, left:right] = stage[item]
+
+        sizes_of = [(box.bottom - box.top, box.right - box.left) for _, _, box, _ in jobs]
+        # of a partial file each tile may end elsewhere
+        keys = [(size, count, i if partial else 0) for size, (i, _, _, count) in zip(sizes_of, jobs, strict=True)]
+        self._each(work, self._batches(keys, sizes_of))
+        return canvases
+
+    def _meet(self, tile: Box, index: int, around: Sequence[Box]) -> bool:
+        """Whether a stage of a region needs anything of a tile (pixels)."""
+        top, left, bottom, right = tile.coarser(self.model.config.stages[index].stride)
+        box = around[index]
+        return top < box.bottom and box.top < bottom and left < box.right and box.left < right
+
+    def _decode(
+        self,
+        streams: list[bytes],
+        height: int,
+        width: int,
+        levels: list[int],
+        count: int | None = None,
+        partial: bool = False,
+    ) -> tuple[list[Tensor], list[list[int]]]:
+        """Tiles of one padded size: per stage the codes, `[B, M, h, w]`, and how many words are read at its end.
+
+        count: how many stages to read. partial: as many of them as are whole.
+        """
+        decoders = [entropy.Decoder(stream) for stream in streams]
         kept: list[Tensor] = []
+        words: list[list[int]] = []
 
         def read(index: int, offset: Tensor | None, scale: Tensor | None) -> Tensor:
             stage = self.model.config.stages[index]
@@ -161,15 +464,22 @@ class Codec:
                 decoder.decode_stage(self._tables[index], *self._prior(index, offset, scale, item), shape)
                 for item, decoder in enumerate(decoders)
             ]
-            codes = torch.from_numpy(np.stack(rows)).unflatten(2, grid)
+            codes = torch.from_numpy(np.stack(rows)).unflatten(2, grid).to(self.device)
             kept.append(codes)
-            return codes.to(self.device)
+            words.append([decoder.words_read for decoder in decoders])
+            return codes
 
-        with self._precision():
-            state = self.model.decode(height, width, self._levels(files), read)
-        for decoder in decoders:
-            decoder.finish()
-        return state, kept
+        try:
+            with self._precision():
+                self.model.read(height, width, self._levels(levels), read, count)
+        except CorruptStream:
+            if not partial or not kept:
+                raise
+            return kept, words
+        if (count is None or count == self.stages) and not partial:
+            for decoder in decoders:
+                decoder.finish()
+        return kept, words
 
     # ---- shared -------------------------------------------------------------------------------------------
 
@@ -184,26 +494,89 @@ class Codec:
         s = book(scale[item : item + 1])[0].to(torch.uint8).cpu().numpy()
         return np.ascontiguousarray(g), np.ascontiguousarray(s)
 
-    def _levels(self, files: list[container.Container]) -> Tensor:
-        return torch.tensor([f.header.level for f in files], dtype=torch.float32, device=self.device)
+    def _levels(self, levels: Sequence[int]) -> Tensor:
+        return torch.tensor(levels, dtype=torch.float32, device=self.device)
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         multiple = self.model.config.multiple
         return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
-    def _batches(self, sizes: list[tuple[int, int]]) -> list[list[int]]:
-        """Indices of equal size, in batches of at most BATCH_PIXELS (at least one picture)."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, size in enumerate(sizes):
-            groups.setdefault(size, []).append(index)
+    def _batches(self, keys: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Indices of equal key, in batches of at most BATCH_PIXELS (at least one tile)."""
+        groups: dict[Any, list[int]] = {}
+        for index, key in enumerate(keys):
+            groups.setdefault(key, []).append(index)
         batches = []
-        for (height, width), members in groups.items():
-            count = max(1, BATCH_PIXELS // (height * width))
+        for members in groups.values():
+            height, width = sizes[members[0]]
+            # On a CPU large tiles gain nothing by sharing a pass, and memory is what they lack.
+            limit = BATCH_PIXELS if self.device.type != "cpu" else container.TILE**2
+            count = max(1, limit // (height * width))
             batches += [members[i : i + count] for i in range(0, len(members), count)]
         return batches
 
+    def _each(self, work: Callable[[T], None], jobs: Iterable[T]) -> None:
+        """`work` for all jobs, on `tile_workers` threads."""
+        jobs = list(jobs)
+        if self.tile_workers < 2 or len(jobs) < 2:
+            for job in jobs:
+                work(job)
+            return
+        with ThreadPoolExecutor(self.tile_workers) as pool:
+            futures = [pool.submit(work, job) for job in jobs]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def _ends(stream: bytes, words: Sequence[int]) -> list[int]:
+    """Bytes of a stream up to the end of each stage, from the words read until there; the last has read all."""
+    return [len(stream) - tiles.WORD_BYTES * (words[-1] - read) for read in words]
+
+
+def _part(array: Any, grid: tuple[int, int], box: Box) -> Any:
+    """`box` of the last axis of an array, which runs over the positions of a grid."""
+    if array is None or grid == (box.bottom - box.top, box.right - box.left):
+        return array
+    cut = array.reshape(*array.shape[:-1], *grid)[..., box.top : box.bottom, box.left : box.right]
+    return np.ascontiguousarray(cut).reshape(*array.shape[:-1], -1)
+
+
+def _region(header: Header, region: tuple[int, int, int, int] | None) -> Box:
+    """The part of a picture that is wanted; ValueError where it is none."""
+    if region is None:
+        return Box(0, 0, header.height, header.width)
+    x, y, width, height = region
+    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > header.width or y + height > header.height:
+        raise ValueError(
+            f"region {x},{y},{width},{height} is not within the picture of {header.width}x{header.height}"
+        )
+    return Box(y, x, y + height, x + width)
+
+
+def _sections(raster: Raster, metadata: str) -> tuple[tuple[int, bytes], ...]:
+    """What a file holds beside the codes."""
+    kept = {"all": raster.metadata, "no-gps": raster.metadata.without_gps(), "none": Metadata()}[metadata]
+    sections = [(TAG_ICC, kept.icc), (TAG_EXIF, kept.exif), (TAG_XMP, kept.xmp)]
+    if raster.alpha is not None:
+        sections.append((TAG_ALPHA, alpha.pack(raster.alpha)))
+    return tuple((tag, payload) for tag, payload in sections if payload)
+
+
+def _raster(file: Container, box: Box, samples: Samples) -> Raster:
+    """The decoded picture with what its file holds beside the codes."""
+    plane = None
+    if data := file.section(TAG_ALPHA):
+        whole = alpha.unpack(data, file.header.width, file.header.height)
+        plane = whole[box.top : box.bottom, box.left : box.right]
+    metadata = Metadata(file.section(TAG_ICC), file.section(TAG_EXIF), file.section(TAG_XMP))
+    return Raster(samples, file.header.kind, plane, metadata)
 
 
 __all__ = ["Codec", "load"]

@@ -4,25 +4,52 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
+from mcodec import leb128, tiles
 from mcodec.errors import CorruptStream, LimitExceeded, NotAnMciFile, UnsupportedVersion
 
 MAGIC = b"\x8bMCI"
 VERSION = 1
 FINGERPRINT_BYTES = 8
 CRC_BYTES = 4
-MAX_VARINT_BYTES = 5
 
 #: Limits, checked before anything of that size is allocated.
 MAX_SIDE = 65535
 MAX_PIXELS = 2**28
 MAX_SECTIONS = 4096
 
+#: Tiles have sides of MIN_TILE << n, n from 0 to MAX_LOG2_TILE.
+MIN_TILE = 64
+MAX_LOG2_TILE = 10
+#: What an encoder takes: as small as costs no rate worth naming, so that a region needs little more than itself.
+TILE = 1024
+
 #: Section tags. A reader skips unknown tags from OPTIONAL_TAGS on and refuses unknown ones below.
 TAG_CODES, TAG_ICC, TAG_EXIF, TAG_XMP, TAG_ALPHA = 1, 2, 3, 4, 5
 OPTIONAL_TAGS = 128
 _NAMES = {TAG_CODES: "codes", TAG_ICC: "icc", TAG_EXIF: "exif", TAG_XMP: "xmp", TAG_ALPHA: "alpha"}
+
+
+class Kind(IntEnum):
+    """What the samples were and become again."""
+
+    RGB8 = 0
+    GREY8 = 1
+    RGB16 = 2
+    GREY16 = 3
+    BILEVEL = 4
+
+    @property
+    def grey(self) -> bool:
+        """Whether all three channels are the same."""
+        return self not in (Kind.RGB8, Kind.RGB16)
+
+    @property
+    def bits(self) -> int:
+        """Bits per sample: 1, 8 or 16."""
+        return {Kind.BILEVEL: 1, Kind.RGB16: 16, Kind.GREY16: 16}.get(self, 8)
 
 
 @dataclass(frozen=True)
@@ -33,6 +60,13 @@ class Header:
     height: int
     level: int  # quality level 0..255
     fingerprint: bytes  # first 8 bytes of the SHA-256 of the weights file
+    kind: Kind = Kind.RGB8
+    tile: int = TILE  # side of a tile in pixels
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return tiles.count(self.width, self.height, self.tile)
 
 
 @dataclass(frozen=True)
@@ -42,6 +76,15 @@ class Container:
     header: Header
     codes: bytes
     sections: tuple[tuple[int, bytes], ...] = ()
+    codes_size: int | None = None  # of the whole section, where `codes` is only its beginning
+
+    def section(self, tag: int) -> bytes | None:
+        """Payload of the first section with this tag."""
+        return next((payload for found, payload in self.sections if found == tag), None)
+
+    def streams(self) -> tiles.Streams:
+        """The tiles' streams; CorruptStream for a table that does not fit."""
+        return tiles.unpack(self.codes, self.header.tiles, self.codes_size)
 
 
 def check_size(width: int, height: int) -> None:
@@ -62,20 +105,30 @@ def pack(container: Container) -> bytes:
         raise ValueError(f"level must be from 0 to 255, got {header.level}")
     if len(header.fingerprint) != FINGERPRINT_BYTES:
         raise ValueError(f"fingerprint must have {FINGERPRINT_BYTES} bytes, got {len(header.fingerprint)}")
-    fields = _varint(header.width) + _varint(header.height) + bytes([header.level]) + header.fingerprint
+    log2 = (header.tile // MIN_TILE).bit_length() - 1
+    if not 0 <= log2 <= MAX_LOG2_TILE or header.tile != MIN_TILE << log2:
+        raise ValueError(f"tiles must have a side of {MIN_TILE} times a power of two, got {header.tile}")
+    fields = leb128.encode(header.width) + leb128.encode(header.height) + bytes([header.level]) + header.fingerprint
+    fields += bytes([header.kind << 4 | log2])
     out = bytearray(MAGIC + bytes([VERSION, len(fields)]) + fields)
     if 1 + len(container.sections) > MAX_SECTIONS:
         raise LimitExceeded(f"more than {MAX_SECTIONS} sections")
     for tag, _ in container.sections:
         if tag == TAG_CODES or not (tag in _NAMES or OPTIONAL_TAGS <= tag <= 255):
             raise ValueError(f"section tag {tag} cannot be written")
-    for tag, payload in ((TAG_CODES, container.codes), *container.sections):
-        out += bytes([tag]) + _varint(len(payload)) + payload
+    # The profile comes before the codes: a preview made from the file's beginning then has its colours.
+    profile = [section for section in container.sections if section[0] == TAG_ICC]
+    rest = [section for section in container.sections if section[0] != TAG_ICC]
+    for tag, payload in (*profile, (TAG_CODES, container.codes), *rest):
+        out += bytes([tag]) + leb128.encode(len(payload)) + payload
     return bytes(out) + zlib.crc32(out).to_bytes(CRC_BYTES, "little")
 
 
-def unpack(data: bytes) -> Container:
-    """Inverse of `pack`; raises only subclasses of FormatError, whatever the bytes."""
+def unpack(data: bytes, partial: bool = False) -> Container:
+    """Inverse of `pack`; raises only subclasses of FormatError, whatever the bytes.
+
+    partial: take the beginning of a file, as far as it goes. Nothing then says whether the bytes are undamaged.
+    """
     if len(data) < len(MAGIC) and MAGIC.startswith(data) and data:
         raise CorruptStream("the file is truncated: it ends in the magic bytes")
     if not data.startswith(MAGIC):
@@ -87,46 +140,61 @@ def unpack(data: bytes) -> Container:
             raise UnsupportedVersion(f"format version {data[4]} is newer than this release reads ({VERSION})")
         raise CorruptStream(f"format version {data[4]} does not exist")
     body, checksum = data[:-CRC_BYTES], data[-CRC_BYTES:]
-    if zlib.crc32(body).to_bytes(CRC_BYTES, "little") != checksum:
+    if zlib.crc32(body).to_bytes(CRC_BYTES, "little") == checksum:
+        partial = False
+    elif partial:
+        body = data
+    else:
         cause = "truncated" if _is_short(data) else "damaged"
         raise CorruptStream(f"the file is {cause}: its checksum does not match")
     header, place = _header(body)
-    codes: bytes | None = None
+    codes: tuple[bytes, int] | None = None
     sections: list[tuple[int, bytes]] = []
     while place < len(body):
         if len(sections) + (codes is not None) >= MAX_SECTIONS:
             raise LimitExceeded(f"more than {MAX_SECTIONS} sections")
         tag = body[place]
-        length, place = _read_varint(body, place + 1)
-        if length > len(body) - place:
-            raise CorruptStream(f"section {tag} of {length} bytes reaches past the end of the file")
+        try:
+            length, place = leb128.read(body, place + 1)
+        except CorruptStream:
+            if partial:
+                break
+            raise
         payload = body[place : place + length]
         place += length
-        if tag == TAG_CODES:
-            if codes is not None:
-                raise CorruptStream("two sections of coded stages")
-            codes = payload
+        if tag == TAG_CODES and codes is None and (partial or len(payload) == length):
+            codes = payload, length
+        elif len(payload) < length:
+            if partial:
+                break
+            raise CorruptStream(f"section {tag} of {length} bytes reaches past the end of the file")
+        elif tag in _NAMES and (tag == TAG_CODES or any(tag == found for found, _ in sections)):
+            raise CorruptStream(f"two sections of {_NAMES[tag]}")
         elif tag in _NAMES or tag >= OPTIONAL_TAGS:
             sections.append((tag, payload))
         else:
             raise CorruptStream(f"unknown section {tag}")
     if codes is None:
-        raise CorruptStream("no section of coded stages")
-    return Container(header, codes, tuple(sections))
+        raise CorruptStream("no section of codes")
+    payload, length = codes
+    return Container(header, payload, tuple(sections), None if len(payload) == length else length)
 
 
-def describe(data: bytes) -> dict[str, Any]:
+def describe(data: bytes, partial: bool = False) -> dict[str, Any]:
     """What a file says of itself, without weights; raises as `unpack` does."""
-    container = unpack(data)
+    container = unpack(data, partial)
     header = container.header
     sections = {"codes": len(container.codes)}
     for tag, payload in container.sections:
         name = _NAMES.get(tag, f"section {tag}")
         sections[name] = sections.get(name, 0) + len(payload)
+    sizes = container.streams().sizes
     return {
         "version": data[4],
         "width": header.width,
         "height": header.height,
+        "samples": f"{'grey' if header.kind.grey else 'RGB'}, {header.kind.bits} bit",
+        "alpha": TAG_ALPHA in dict(container.sections),
         "level": header.level,
         "quality": round(1 + header.level * 99 / 255, 1),
         "fingerprint": header.fingerprint.hex(),
@@ -134,6 +202,10 @@ def describe(data: bytes) -> dict[str, Any]:
         "bpp": len(data) * 8 / (header.width * header.height),
         "sections": sections,
         "overhead": len(data) - sum(sections.values()),
+        "tiles": header.tiles,
+        "tile_side": header.tile,
+        # one tile has no table: its stages show only in decoding
+        "stages": [sum(stage) for stage in sizes] if sizes else None,
         "crc32": data[-CRC_BYTES:][::-1].hex(),
     }
 
@@ -145,14 +217,20 @@ def _header(body: bytes) -> tuple[Header, int]:
     if end > len(body):
         raise CorruptStream("the header reaches past the end of the file")
     fields = body[begin:end]
-    width, place = _read_varint(fields, 0)
-    height, place = _read_varint(fields, place)
-    if len(fields) - place < 1 + FINGERPRINT_BYTES:
+    width, place = leb128.read(fields, 0)
+    height, place = leb128.read(fields, place)
+    if len(fields) - place < 2 + FINGERPRINT_BYTES:
         raise CorruptStream("the header is too short")
     if width < 1 or height < 1:
         raise CorruptStream(f"the header names a picture of {width}x{height}")
     check_size(width, height)
-    return Header(width, height, fields[place], fields[place + 1 : place + 1 + FINGERPRINT_BYTES]), end
+    level, fingerprint = fields[place], fields[place + 1 : place + 1 + FINGERPRINT_BYTES]
+    kind, log2 = divmod(fields[place + 1 + FINGERPRINT_BYTES], 16)
+    if kind not in Kind.__members__.values():
+        raise CorruptStream(f"samples of an unknown kind {kind}")
+    if log2 > MAX_LOG2_TILE:
+        raise CorruptStream(f"log2 of the tile side over {MIN_TILE} is {log2}, at most {MAX_LOG2_TILE} is allowed")
+    return Header(width, height, level, fingerprint, Kind(kind), MIN_TILE << log2), end
 
 
 def _is_short(data: bytes) -> bool:
@@ -161,33 +239,8 @@ def _is_short(data: bytes) -> bool:
     place = begin = len(MAGIC) + 2 + data[len(MAGIC) + 1]
     while place < end:
         try:
-            length, behind = _read_varint(data, place + 1)
+            length, behind = leb128.read(data, place + 1)
         except CorruptStream:
-            return len(data) - place <= MAX_VARINT_BYTES  # a number that is cut off; further ahead it is damaged
+            return len(data) - place <= leb128.MAX_BYTES  # a number that is cut off; further ahead it is damaged
         place = behind + length
     return place > end or place == begin
-
-
-def _varint(value: int) -> bytes:
-    """LEB128, shortest form."""
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _read_varint(data: bytes, place: int) -> tuple[int, int]:
-    """(value, place behind it) of a LEB128 number of at most 5 bytes in its shortest form."""
-    value = 0
-    for index in range(MAX_VARINT_BYTES):
-        if place + index >= len(data):
-            raise CorruptStream("the file is truncated inside a number")
-        byte = data[place + index]
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            if byte == 0 and index:
-                raise CorruptStream("a number is not in its shortest form")
-            return value, place + index + 1
-    raise CorruptStream(f"a number has more than {MAX_VARINT_BYTES} bytes")

@@ -4,6 +4,7 @@
 
     CodecError
     ├── ImageError            an input picture cannot be read, or is not one that can be coded
+    ├── TargetError           no quality reaches the size or the fidelity that was asked for
     ├── FormatError           the bytes are not a readable .mci file
     │   ├── NotAnMciFile      wrong magic bytes
     │   ├── UnsupportedVersion  written by a newer mcodec
@@ -13,6 +14,8 @@
     │   └── WrongModel        the file was made by other weights
     ├── TrainingError         a training configuration or data set that cannot be used
     └── BenchError            a benchmark that cannot be run, or results that cannot be compared
+
+LossWarning says that something of a picture was left out, because what it goes to cannot hold it.
 
 A caller's mistake (a wrong type, a quality out of range) is a plain ``ValueError``.
 """
@@ -26,6 +29,10 @@ class CodecError(Exception):
 
 class ImageError(CodecError):
     """An input picture cannot be read, or is not one that can be coded."""
+
+
+class TargetError(CodecError):
+    """No quality reaches the size or the fidelity that was asked for; the message names the nearest."""
 
 
 class FormatError(CodecError):
@@ -62,3 +69,7 @@ class TrainingError(CodecError):
 
 class BenchError(CodecError):
     """A benchmark cannot be run as asked, or results cannot be compared."""
+
+
+class LossWarning(UserWarning):
+    """A picture went to something that cannot hold all of it; the message names what is left out."""

@@ -6,16 +6,32 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from tiny import TINY, lively
 
 from mcodec.api import Codec
+from mcodec.model import Cascade
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Codec:
     """A codec with the tiny random model."""
     return Codec(lively(TINY), b"tinytiny")
+
+
+@pytest.fixture(scope="session")
+def plain() -> Codec:
+    """A codec with the tiny model before training, calibrated: a block transform that follows the quality."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Cascade(TINY).eval()
+        x = torch.linspace(-0.5, 0.5, 64).expand(64, 64)
+        sample = torch.stack([torch.stack([x, x.T, -x]), torch.stack([x, x, x])])
+        with torch.no_grad():
+            for _ in range(3):
+                model(sample, torch.full((2,), 255.0), "noise", calibrate=True)
+        return Codec(model, b"plainone")
 
 
 @pytest.fixture

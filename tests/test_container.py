@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcodec.container import MAX_SECTIONS, TAG_EXIF, Container, Header, describe, pack, unpack
+from mcodec import tiles
+from mcodec.container import (
+    MAX_LOG2_TILE,
+    MAX_SECTIONS,
+    TAG_EXIF,
+    TAG_ICC,
+    TAG_XMP,
+    Container,
+    Header,
+    Kind,
+    describe,
+    pack,
+    unpack,
+)
 from mcodec.errors import CorruptStream, FormatError, LimitExceeded, NotAnMciFile, UnsupportedVersion
 
 PRINT = bytes(range(8))
@@ -24,13 +39,13 @@ def seal(body: bytes) -> bytes:
 @pytest.mark.parametrize(
     "container, golden",
     [
-        (Container(Header(1, 1, 0, PRINT), b""), "8b4d4349010b0101000001020304050607" "0100" "fe3a19e0"),
+        (Container(Header(1, 1, 0, PRINT), b""), "8b4d4349010c0101000001020304050607" "04" "0100" "1cd5360c"),
         (
-            Container(Header(768, 512, 127, PRINT), b"abc", ((TAG_EXIF, b"x"),)),
-            "8b4d4349010d800680047f0001020304050607" "0103616263" "030178" "41f1cbf1",
+            Container(Header(768, 512, 127, PRINT, Kind.GREY16, 64), b"abc", ((TAG_ICC, b"i"), (TAG_EXIF, b"x"))),
+            "8b4d4349010e800680047f0001020304050607" "30" "020169" "0103616263" "030178" "16eec367",
         ),
     ],
-    ids=["smallest", "with a section"],
+    ids=["smallest", "with sections"],
 )
 def test_golden_bytes(container: Container, golden: str) -> None:
     data = pack(container)
@@ -39,17 +54,17 @@ def test_golden_bytes(container: Container, golden: str) -> None:
 
 
 def test_overhead() -> None:
-    """At most 28 bytes beyond the codes, up to 8192 x 8192 with two megabytes of codes."""
-    for side, length in ((1, 10), (768, 20000), (8192, 2_000_000), (16383, 2**21)):
-        assert len(pack(Container(Header(side, side, 9, PRINT), bytes(length)))) - length <= 28
+    """At most 28 bytes beyond the codes of one tile, of up to 16383 x 16383 with two megabytes of codes."""
+    for side, length in ((1, 10), (768, 20000), (1024, 2_000_000), (16383, 2**21 - 1)):
+        assert len(pack(Container(Header(side, side, 9, PRINT, tile=16384), bytes(length)))) - length <= 28
 
 
 @given(st.integers(1, 65535), st.integers(1, 4096), st.integers(0, 255), st.binary(max_size=300))
 def test_round_trip(width: int, height: int, level: int, codes: bytes) -> None:
-    container = Container(Header(width, height, level, PRINT), codes, ((200, b"later"), (2, b"")))
+    container = Container(Header(width, height, level, PRINT), codes, ((2, b""), (200, b"later")))
     data = pack(container)
     assert unpack(data) == container
-    described = describe(data)
+    described = describe(pack(replace(container, header=replace(container.header, tile=65536))))
     assert described["width"] == width and described["bytes"] == len(data)
     assert described["overhead"] + sum(described["sections"].values()) == len(data)
 
@@ -86,13 +101,17 @@ def test_any_bytes_are_refused_politely(tail: bytes, sealed: bool) -> None:
         (SMALL[:6] + b"\xff\xff\x7f" + SMALL[9:], CorruptStream, "the file is damaged: its checksum does not match"),
         (SMALL[:-1] + b"\0", CorruptStream, "the file is damaged: its checksum does not match"),
         (seal(SMALL[:-4] + b"\x06\x01a"), CorruptStream, "unknown section 6"),
-        (seal(SMALL[:-4] + b"\x01\x01a"), CorruptStream, "two sections of coded stages"),
+        (seal(SMALL[:-4] + b"\x01\x01a"), CorruptStream, "two sections of codes"),
         (seal(SMALL[:-4] + b"\x80\x7fa"), CorruptStream, "section 128 of 127 bytes reaches past the end of the file"),
-        (seal(SMALL[:19]), CorruptStream, "no section of coded stages"),
-        (seal(SMALL[:4] + b"\1\x0d\xff\xff\x07\1\0" + PRINT), LimitExceeded,
+        (seal(SMALL[:20]), CorruptStream, "no section of codes"),
+        (seal(SMALL[:4] + b"\1\x0e\xff\xff\x07\1\0" + PRINT + b"\4"), LimitExceeded,
          "picture of 131071x1: no side may be longer than 65535"),
-        (seal(SMALL[:4] + b"\1\x0b\0\1\0" + PRINT), CorruptStream, "the header names a picture of 0x1"),
-        (seal(SMALL[:4] + b"\1\x0c\x81\0\1\0" + PRINT), CorruptStream, "a number is not in its shortest form"),
+        (seal(SMALL[:19] + b"\x54" + SMALL[20:-4]), CorruptStream, "samples of an unknown kind 5"),
+        (seal(SMALL[:19] + b"\x0b" + SMALL[20:-4]), CorruptStream,
+         "log2 of the tile side over 64 is 11, at most 10 is allowed"),
+        (seal(SMALL[:-4] + b"\4\1a\4\1b"), CorruptStream, "two sections of xmp"),
+        (seal(SMALL[:4] + b"\1\x0c\0\1\0" + PRINT + b"\4"), CorruptStream, "the header names a picture of 0x1"),
+        (seal(SMALL[:4] + b"\1\x0d\x81\0\1\0" + PRINT + b"\4"), CorruptStream, "a number is not in its shortest form"),
     ],
 )
 def test_messages(data: bytes, error: type[Exception], message: str) -> None:
@@ -130,8 +149,91 @@ def test_callers_mistakes() -> None:
     for header in (Header(0, 1, 0, PRINT), Header(1, 1, 256, PRINT), Header(1, 1, 0, b"short")):
         with pytest.raises(ValueError):
             pack(Container(header, b""))
+    for side in (0, 32, 96, 64 << MAX_LOG2_TILE + 1):
+        with pytest.raises(ValueError, match="tiles must have a side of 64 times a power of two"):
+            pack(Container(Header(1, 1, 0, PRINT, tile=side), b""))
     for tag in (0, 1, 6, 127, 256):  # what unpack would refuse
         with pytest.raises(ValueError, match=f"section tag {tag} cannot be written"):
             pack(Container(Header(1, 1, 0, PRINT), b"", ((tag, b""),)))
     with pytest.raises(LimitExceeded, match="more than 268435456 pixels"):
         pack(Container(Header(65535, 65535, 0, PRINT), b""))
+
+
+# ---- tiles ----
+
+
+def test_grid() -> None:
+    assert tiles.grid(1024, 1, 1024) == [(0, 0, 1024, 1)]
+    assert tiles.grid(130, 65, 64) == [
+        (0, 0, 64, 64), (64, 0, 128, 64), (128, 0, 130, 64), (0, 64, 64, 65), (64, 64, 128, 65), (128, 64, 130, 65),
+    ]
+    assert tiles.count(130, 65, 64) == 6
+
+
+STREAMS = [bytes([65 + i]) * 10 for i in range(3)]
+ENDS = [[4, 8, 10], [6, 6, 10], [10, 10, 10]]
+TABLE = "03" "04060a" "040000" "020400"
+
+
+def test_golden_tiles() -> None:
+    """Stage by stage: a tile's piece of a stage may be empty."""
+    payload = tiles.pack(STREAMS, ENDS)
+    assert payload.hex() == TABLE + (b"AAAA" b"BBBBBB" b"CCCCCCCCCC" b"AAAA" b"AA" b"BBBB").hex()
+    streams = tiles.unpack(payload, 3)
+    assert [streams.stream(tile) for tile in range(3)] == STREAMS
+    assert [streams.stream(tile, 1) for tile in range(3)] == [b"AAAA", b"BBBBBB", b"CCCCCCCCCC"]
+    assert streams.sizes == ((4, 6, 10), (4, 0, 0), (2, 4, 0))
+    assert tiles.unpack(b"ABCDE", 1).stream(0) == tiles.pack([b"ABCDE"]) == b"ABCDE"
+
+
+def test_the_beginning_of_a_section() -> None:
+    payload = tiles.pack(STREAMS, ENDS)
+    head = len(TABLE) // 2
+    for length, stages in ((head, 0), (head + 19, 0), (head + 20, 1), (head + 23, 1), (head + 24, 2), (head + 30, 3)):
+        streams = tiles.unpack(payload[:length], 3, len(payload))
+        assert {len(tile) for tile in streams.pieces} == {stages}
+        for tile, (stream, ends) in enumerate(zip(STREAMS, ENDS, strict=True)):
+            assert streams.stream(tile) == stream[: [0, *ends][stages]]
+    assert tiles.unpack(b"ABCDE", 1, 8).stream(0) == b"ABCD"  # whole words, counted from the end
+
+
+@pytest.mark.parametrize(
+    "payload, message",
+    [
+        (b"", "the table of tiles has no stage"),
+        (b"\0\1\1\1", "the table of tiles has no stage"),
+        (b"\2\1\1\1", "the table of 3 tiles and 2 stages reaches past the end of the codes"),
+        (b"\1\1\1\1abcd", "the tiles take 7 bytes, but their section has 8"),
+        (b"\1\1\1\x81\0", "a number is not in its shortest form"),
+        (b"\1\xff\xff\xff\xff\xff", "a number has more than 5 bytes"),
+    ],
+)
+def test_bad_tables(payload: bytes, message: str) -> None:
+    with pytest.raises(CorruptStream) as caught:
+        tiles.unpack(payload, 3)
+    assert str(caught.value) == message
+
+
+def test_any_beginning_of_a_file() -> None:
+    """Sections that are whole are there, and of the codes what there is."""
+    container = Container(Header(300, 200, 100, PRINT), b"some codes", ((TAG_ICC, b"profile"), (TAG_XMP, b"packet")))
+    data = pack(container)
+    assert unpack(data, partial=True) == container
+    begin = data.index(b"some codes")
+    for length in range(len(data)):
+        head = data[:length]
+        if length < begin:
+            with pytest.raises(FormatError):
+                unpack(head, partial=True)
+            continue
+        found = unpack(head, partial=True)
+        assert found.codes == b"some codes"[: length - begin]
+        assert found.codes_size == (10 if length < begin + 10 else None)
+        assert found.section(TAG_ICC) == b"profile"
+        assert found.section(TAG_XMP) == (b"packet" if length >= len(data) - 4 else None)
+    rng = random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(data[: rng.randrange(1, len(data))])
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        with contextlib.suppress(FormatError):
+            unpack(bytes(damaged), partial=True).streams()

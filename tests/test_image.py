@@ -1,7 +1,9 @@
-"""Pixels in and out."""
+"""Pictures in and out: modes, orientation, metadata, alpha, files."""
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
 
-from mcodec.errors import ImageError
-from mcodec.image import from_tensor, read_image, to_array, to_tensor, write_bytes, write_image
+from mcodec.container import Kind
+from mcodec.errors import CorruptStream, ImageError, LossWarning
+from mcodec.image import (
+    Metadata,
+    Raster,
+    alpha,
+    from_tensor,
+    read_image,
+    read_raster,
+    to_raster,
+    to_tensor,
+    write_bytes,
+    write_image,
+)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 16, 64]))
@@ -24,54 +39,231 @@ def test_padding_and_back(height: int, width: int, multiple: int) -> None:
     assert np.array_equal(from_tensor(tensor, height, width), array)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(list(Kind)))
+def test_kinds_and_back(height: int, width: int, kind: Kind) -> None:
+    depth = np.uint16 if kind.bits == 16 else np.uint8
+    shape = (height, width) if kind.grey else (height, width, 3)
+    array = np.random.default_rng(height * 9 + width).integers(0, np.iinfo(depth).max, shape, depth, endpoint=True)
+    if kind is Kind.BILEVEL:
+        array = array // 128 * 255
+    tensor = to_tensor(array, 8)
+    assert tensor.shape[1] == 3
+    assert np.array_equal(from_tensor(tensor, height, width, kind), array)
+
+
+@pytest.mark.parametrize(
+    "mode, kind, out",
+    [
+        ("1", Kind.BILEVEL, "1"),
+        ("L", Kind.GREY8, "L"),
+        ("LA", Kind.GREY8, "LA"),
+        ("P", Kind.GREY8, "L"),
+        ("RGB", Kind.RGB8, "RGB"),
+        ("RGBA", Kind.RGB8, "RGBA"),
+        ("CMYK", Kind.RGB8, "RGB"),
+        ("YCbCr", Kind.RGB8, "RGB"),
+        ("HSV", Kind.RGB8, "RGB"),
+        ("I;16", Kind.GREY16, "I;16"),
+        ("I", Kind.GREY16, "I;16"),
+        ("F", Kind.GREY8, "L"),
+    ],
+)
+def test_modes(mode: str, kind: Kind, out: str) -> None:
     if mode in ("I;16", "I"):
         image = Image.fromarray(np.full((3, 5), 200 << 8, np.uint16 if mode == "I;16" else np.int32))
+    elif mode in ("YCbCr", "HSV"):
+        image = Image.new("RGB", (5, 3), (200, 200, 200)).convert(mode)
     else:
         image = Image.new("L", (5, 3), 200).convert(mode)
-    array = to_array(image)
-    assert array.shape == (3, 5, 3) and array.dtype == np.uint8
-    assert (array[1, 2] == (255 if mode == "1" else 200)).all()
+    raster = to_raster(image)
+    assert raster.size == (5, 3) and raster.kind is kind
+    assert np.asarray(raster.samples)[1, 2].ravel()[0] == {"1": 255, "I;16": 200 << 8, "I": 200 << 8}.get(mode, 200)
+    assert (raster.alpha is not None) == mode.endswith("A")
+    assert raster.image().mode == out
+    assert bool(raster.notes) == (mode in ("P", "CMYK", "YCbCr", "HSV", "F")) or mode == "CMYK"
 
 
 @pytest.mark.parametrize("name", ["a.pgm", "a.png", "a.tif"])
-def test_16_bit_files_are_scaled(name: str, tmp_path: Path) -> None:
+def test_16_bit_grey_files(name: str, tmp_path: Path) -> None:
     grey = np.array([[51200, 25855, 0]], np.uint16)
     if name == "a.pgm":
         (tmp_path / name).write_bytes(b"P5 3 1 65535\n" + grey.astype(">u2").tobytes())
     else:
         Image.fromarray(grey).save(tmp_path / name)
-    assert to_array(read_image(tmp_path / name))[0, :, 1].tolist() == [200, 100, 0]
+    raster = read_raster(tmp_path / name)
+    assert raster.kind is Kind.GREY16 and np.array_equal(raster.samples, grey)
 
 
-def test_transparent_palette() -> None:
+@pytest.mark.parametrize("name, channels", [("a.png", 2), ("a.png", 3), ("a.png", 4), ("a.tif", 3), ("a.tif", 4)])
+def test_16_bit_files(name: str, channels: int, tmp_path: Path) -> None:
+    pytest.importorskip("imagecodecs")
+    pytest.importorskip("tifffile")
+    array = np.random.default_rng(0).integers(0, 65536, (5, 7, channels)).astype(np.uint16)
+    raster = to_raster(array)
+    metadata = Metadata(icc=b"profile", xmp=b"<x:xmpmeta/>")
+    write_image(Raster(raster.samples, raster.kind, raster.alpha, metadata), tmp_path / name)
+    found = read_raster(tmp_path / name)
+    assert np.array_equal(found.array(), array) and found.kind is raster.kind
+    assert found.metadata.icc == b"profile" and found.metadata.xmp == b"<x:xmpmeta/>"
+
+
+def test_16_bit_ppm(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 1001, (5, 7, 3)).astype(np.uint16)
+    (tmp_path / "a.ppm").write_bytes(b"P6 7 5 1000\n" + array.astype(">u2").tobytes())
+    found = read_raster(tmp_path / "a.ppm")
+    assert found.kind is Kind.RGB16
+    assert np.abs(np.asarray(found.samples) - array / 1000 * 65535).max() <= 0.5
+
+
+def test_without_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits are never cut to 8 in silence."""
+    imagecodecs = pytest.importorskip("imagecodecs")
+    array = np.zeros((5, 7, 3), np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(array))
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(ImageError, match=r"16-bit colour needs imagecodecs and tifffile: pip install"):
+        read_raster(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="16-bit colour needs"):
+        write_image(to_raster(array), tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_transparency_without_a_channel() -> None:
     image = Image.new("L", (5, 3), 200).convert("P")
-    image.info["transparency"] = bytes(256)
-    assert (to_array(image) == 200).all()
+    image.info["transparency"] = bytes(range(256))
+    raster = to_raster(image)
+    assert (np.asarray(raster.samples) == 200).all()
+    assert raster.alpha is not None and (raster.alpha == image.getpixel((0, 0))).all()
+    image = Image.new("RGB", (5, 3), "red")
+    image.putpixel((0, 0), (1, 2, 3))
+    image.info["transparency"] = (1, 2, 3)
+    alpha_of = to_raster(image).alpha
+    assert alpha_of is not None and alpha_of[0, 0] == 0 and alpha_of.sum() == 14 * 255
 
 
-def test_orientation_is_applied(tmp_path: Path) -> None:
-    image = Image.new("RGB", (5, 3))
-    image.getexif()[0x0112] = 6
-    assert to_array(image).shape == (5, 3, 3)
-    for name in ("a.jpg", "a.png", "a.tif", "a.webp"):
-        image.save(tmp_path / name, exif=image.getexif())
-        assert to_array(read_image(tmp_path / name)).shape == (5, 3, 3)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+def test_orientation(orientation: int, name: str, tmp_path: Path) -> None:
+    """Upright pixels, and metadata that says so."""
+    image = Image.fromarray(np.kron(np.arange(6).reshape(2, 3) * 40, np.ones((16, 16))).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "Maker"
+    image.save(tmp_path / name, exif=exif)
+    with Image.open(io.BytesIO((tmp_path / name).read_bytes())) as written:
+        expected = np.asarray(ImageOps.exif_transpose(written))
+    raster = read_raster(tmp_path / name)
+    assert raster.size == ((32, 48) if orientation > 4 else (48, 32))
+    assert np.array_equal(raster.samples, expected)
+    again = raster.image().getexif()
+    assert again.get(0x0112, 1) == 1 and again[0x010F] == "Maker"
+
+
+def test_orientation_of_16_bits(tmp_path: Path) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    from mcodec.image.writing import _with_chunks
+
+    array = np.arange(2 * 3 * 3, dtype=np.uint16).reshape(2, 3, 3) * 3000
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        plain = Metadata(exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+        data = _with_chunks(imagecodecs.png_encode(array), plain)
+        eight = Image.fromarray((array >> 8).astype(np.uint8))
+        eight.info["exif"] = exif.tobytes()
+        expected = np.asarray(ImageOps.exif_transpose(eight))
+        assert np.array_equal(np.asarray(read_raster(data).samples) >> 8, expected)
+
+
+def test_damaged_exif_is_carried() -> None:
     image = Image.new("RGB", (5, 3))
     image.info["exif"] = b"Exif\0\0garbage!!"
-    assert to_array(image).shape == (3, 5, 3)
+    raster = to_raster(image)
+    assert raster.size == (5, 3) and raster.metadata.exif == b"garbage!!"
+    assert raster.metadata.without_gps().exif is None  # what cannot be parsed might say it
+
+
+def test_gps_is_dropped_alone() -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Maker of cameras", "Model name"
+    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.5), 3: "E", 4: (13.0, 24.0, 17.25), 29: "2026:01:02"})
+    exif.get_ifd(0x8769)[0x9003] = "2026:01:02 03:04:05"
+    xmp = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description dc:title="kept" exif:GPSLatitude="52,31.2N"
+      exif:GPSLongitude='13,24.3E'><exif:GPSAltitude>34/1</exif:GPSAltitude></rdf:Description></x:xmpmeta>"""
+    image = Image.new("RGB", (5, 3))
+    image.info["exif"], image.info["xmp"] = exif.tobytes(), xmp
+    kept = to_raster(image).metadata.without_gps()
+    assert kept.exif is not None and kept.xmp is not None
+    found = Image.Exif()
+    found.load(b"Exif\0\0" + kept.exif)
+    assert found[0x010F] == "Maker of cameras" and found[0x0110] == "Model name"
+    assert found.get_ifd(0x8769)[0x9003] == "2026:01:02 03:04:05"
+    assert not found.get_ifd(0x8825) and b"2026:01:02\0" not in kept.exif
+    assert b"kept" in kept.xmp and b"GPS" not in kept.xmp and b"52,31" not in kept.xmp and b"34/1" not in kept.xmp
+    assert Metadata(xmp=xmp.decode().encode("utf-16")).without_gps().xmp is None
+
+
+@given(st.binary(max_size=80), st.sampled_from([b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b""]))
+def test_any_exif(tail: bytes, head: bytes) -> None:
+    metadata = Metadata(exif=head + tail)
+    assert len(metadata.upright().exif or b"") == len(head + tail)
+    metadata.without_gps()
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_alpha(depth: type) -> None:
+    rng = np.random.default_rng(0)
+    for plane in (rng.integers(0, np.iinfo(depth).max, (9, 31), depth), np.full((40, 50), 255, depth)):
+        data = alpha.pack(plane)
+        found = alpha.unpack(data, plane.shape[1], plane.shape[0])
+        assert found.dtype == depth and np.array_equal(found, plane)
+        with pytest.raises(CorruptStream, match="for a picture of 7x7"):
+            alpha.unpack(data, 7, 7)
+        for bad in (data[: len(data) // 2], b"", b"\x89PNG\r\n\x1a\n"):
+            with pytest.raises(CorruptStream, match="alpha"):
+                alpha.unpack(bad, plane.shape[1], plane.shape[0])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif", "a.avif"])
+def test_metadata_goes_along(name: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    metadata = Metadata(profile, exif.tobytes().removeprefix(b"Exif\0\0"), b"<x:xmpmeta>a packet</x:xmpmeta>")
+    samples = np.full((8, 9, 3), 100, np.uint8)
+    write_image(Raster(samples, Kind.RGB8, None, metadata), tmp_path / name)
+    found = read_raster(tmp_path / name)
+    assert found.metadata.icc == profile and found.metadata.xmp == metadata.xmp
+    assert found.image().getexif()[0x010F] == "Maker"
+    assert read_raster(io.BytesIO((tmp_path / name).read_bytes())).metadata == found.metadata
+
+
+@pytest.mark.parametrize(
+    "array, name, lost",
+    [
+        (np.zeros((3, 4, 4), np.uint8), "a.jpg", "JPEG cannot hold alpha"),
+        (np.zeros((3, 4), np.uint16), "a.jpg", "JPEG cannot hold 16 bits"),
+        (np.zeros((3, 4, 4), np.uint16), "a.bmp", "BMP cannot hold alpha, 16 bits"),
+        (np.zeros((3, 4, 3), np.uint16), "a.webp", "WEBP cannot hold 16 bits"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_said(array: NDArray[np.uint8], name: str, lost: str, tmp_path: Path) -> None:
+    with pytest.warns(LossWarning, match=f"^{lost}$"):
+        write_image(to_raster(array), tmp_path / name)
+    assert read_image(tmp_path / name).size == (4, 3)
+    plain = Raster(np.zeros((3, 4), np.uint8), Kind.GREY8, None, Metadata(b"i", b"II*\0", b"x"))
+    with pytest.warns(LossWarning, match="^BMP cannot hold the colour profile, EXIF, XMP$"):
+        write_image(plain, tmp_path / "b.bmp")
 
 
 @pytest.mark.parametrize(
     "image, message",
     [
-        (np.zeros((4, 4), np.uint8), r"must have shape \[H, W, 3\]"),
+        (np.zeros((4, 4, 5), np.uint8), r"must have shape \[H, W\] or \[H, W, C\]"),
         (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
-        (np.zeros((4, 4, 3)), "must be uint8, got float64"),
-        (torch.zeros(4, 4, 3, dtype=torch.uint8), r"must have shape \[3, H, W\]"),
-        (torch.zeros(3, 4, 4), "must be uint8, got float32"),
-        (torch.zeros(3, 4, 4, dtype=torch.bfloat16), "must be uint8, got bfloat16"),
+        (np.zeros((4, 4, 3)), "must be uint8 or uint16, got float64"),
+        (torch.zeros(5, 4, 3, dtype=torch.uint8), r"must have shape \[C, H, W\]"),
+        (torch.zeros(3, 4, 4), "must be uint8 or uint16, got float32"),
+        (torch.zeros(3, 4, 4, dtype=torch.bfloat16), "must be uint8 or uint16, got bfloat16"),
         (torch.zeros(3, 4, 0, dtype=torch.uint8), "at least one pixel"),
         (Image.new("P", (0, 5)), "at least one pixel"),
         ("photo.jpg", "not a picture: str"),
@@ -79,7 +271,7 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
 )
 def test_what_is_no_picture(image: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        to_array(image)  # type: ignore[arg-type]
+        to_raster(image)  # type: ignore[arg-type]
 
 
 def test_reading_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +312,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no picture format"):
         write_image(image, tmp_path / "a.xyz")
     with pytest.raises(ImageError, match="cannot write"):
-        write_image(Image.new("RGBA", (4, 4)), tmp_path / "b.jpg")
+        write_image(Image.new("RGB", (70000, 1)), tmp_path / "b.jpg")
     with pytest.raises(ImageError, match="cannot write"):
         write_bytes(tmp_path / "absent" / "x", b"")
     (tmp_path / "folder").mkdir()

@@ -65,9 +65,8 @@ def test_200_random_sizes(codec: Codec, photo: NDArray[np.uint8]) -> None:
 def test_batches(codec: Codec, photo: NDArray[np.uint8], count: int) -> None:
     cuts = [photo[20 * i : 20 * i + 200, 10 * i : 10 * i + 130] for i in range(count)]
     files = codec.encode_batch(cuts, 60)
-    _, stages = codec._decode([codec._open(file) for file in files])
-    for index, file in enumerate(files):
-        assert same([stage[index] for stage in stages], codec.codes(file))
+    for file, codes in zip(files, codec.codes_batch(files), strict=True):
+        assert same(codes, codec.codes(file))
 
 
 def test_quality_orders_rate_and_distortion(codec: Codec, photo: NDArray[np.uint8]) -> None:

@@ -1,13 +1,23 @@
-"""Pixels in and out."""
+"""Pictures in and out."""
 
-from mcodec.image.pixels import (
-    Picture,
-    from_tensor,
-    read_image,
-    to_array,
-    to_tensor,
-    write_bytes,
-    write_image,
-)
+from mcodec.image.metadata import Metadata
+from mcodec.image.pixels import from_tensor, to_tensor
+from mcodec.image.raster import Picture, Raster, Samples, to_raster
+from mcodec.image.reading import read_image, read_raster
+from mcodec.image.writing import format_of, save, write_bytes, write_image
 
-__all__ = ["Picture", "from_tensor", "read_image", "to_array", "to_tensor", "write_bytes", "write_image"]
+__all__ = [
+    "Metadata",
+    "Picture",
+    "Raster",
+    "Samples",
+    "format_of",
+    "from_tensor",
+    "read_image",
+    "read_raster",
+    "save",
+    "to_raster",
+    "to_tensor",
+    "write_bytes",
+    "write_image",
+]

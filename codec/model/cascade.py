@@ -13,7 +13,7 @@ and at the end the picture is synthesis(s, q). Only u decides probabilities.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mcodec.kernels.pvq_assign import pvq_assign
 from mcodec.model.config import LEVELS, ModelConfig, StageConfig
-from mcodec.model.context import StageContext, upsample
+from mcodec.model.context import StageContext
 from mcodec.model.layers import (
     ANCHORS,
     Blocks,
@@ -35,6 +35,8 @@ from mcodec.model.layers import (
 from mcodec.model.prior import mixture_logits, noisy_bits, precision_table
 from mcodec.model.quantizer import Codebooks
 from mcodec.model.transforms import Analysis, Synthesis, Up, coefficients
+from mcodec.model.walk import ContextState, Seams, SynthesisState
+from mcodec.model.window import Window
 
 #: Assignment weight of a squared quantization step against one nat. For orthonormal latents quantized with the step
 #: that is optimal for lambda, a squared step costs 8.7 bits of distortion = 6 nats; on validation pictures, networks
@@ -153,35 +155,24 @@ class Cascade(nn.Module):
         """A stage by its place in the cascade."""
         return cast(Stage, self.stages[index])
 
-    def walk(self, batch: int, height: int, width: int, level: Tensor, choose: Choose) -> Tensor:
-        """Run the cascade on a picture of height x width (multiples of the coarsest stride); returns s."""
-        stride = self.config.stages[0].stride
-        grid = (height // stride, width // stride)
-        device = self.precision.device
-        state = torch.zeros(batch, self.config.channels[stride], *grid, device=device)
-        state = state.contiguous(memory_format=torch.channels_last)
-        context = torch.zeros(batch, self.config.context_channels, *grid, device=device, dtype=self.context_dtype)
-        for index, stage in enumerate(map(self.stage, range(len(self.stages)))):
-            while stride > stage.stride:
-                state = self.ups[str(stride)](state)
-                if stage.mixture:
-                    context = upsample(context)
-                stride //= 2
-            offset = scale = None
-            if stage.mixture:
-                context, offset, scale = stage.context.parameters_of(context, level)
-            value, coordinates = choose(index, state, offset, scale)
-            if stage.mixture and index + 1 < len(self.stages):
-                context = stage.context.absorb(context, coordinates)
-            state = stage.update(state, value, level)
-        return state
+    def walk(self, height: int, width: int, level: Tensor, choose: Choose, seams: Seams | None = None) -> Tensor:
+        """Run the cascade on pictures of height x width (multiples of the coarsest stride); returns s."""
+        context = ContextState(self, height, width, level, seams)
+        state = SynthesisState(self, height, width, level)
+        for index in range(len(self.stages)):
+            offset, scale = context.parameters(index)
+            value, coordinates = choose(index, state.at(index), offset, scale)
+            context.absorb(index, coordinates)
+            state.update(index, value)
+        return state.s
 
     # ---- coding -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, x: Tensor, level: Tensor, assign: Assign) -> Tensor:
+    def encode(self, x: Tensor, level: Tensor, assign: Assign, seams: Seams | None = None) -> Tensor:
         """x `[B, 3, H, W]` in -0.5..0.5, padded. `assign(index, latents, offset, scale)` returns codes
-        `[B, M, h, w]` and keeps what it needs. Returns the synthesis state (for encoder-side search)."""
+        `[B, M, h, w]` and keeps what it needs. seams: rows and columns where tiles meet; the context network does
+        not look across. Returns the synthesis state (for encoder-side search)."""
         features = self.analysis(x, level)
 
         def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -190,18 +181,46 @@ class Cascade(nn.Module):
             codes = assign(index, latents, offset, scale)
             return stage.codebooks.lookup(codes), stage.codebooks.lookup_coordinates(codes)
 
-        return self.walk(x.shape[0], x.shape[2], x.shape[3], level, choose)
+        return self.walk(x.shape[2], x.shape[3], level, choose, seams)
+
+    @torch.no_grad()
+    def read(
+        self, height: int, width: int, level: Tensor, read: Callable[..., Tensor], count: int | None = None
+    ) -> list[Tensor]:
+        """Codes of the first `count` stages (default: all), `[B, M, h, w]` each; runs the context network only.
+
+        `read(index, offset, scale)` returns those of one stage.
+        """
+        context = ContextState(self, height, width, level)
+        kept: list[Tensor] = []
+        for index in range(len(self.stages) if count is None else count):
+            kept.append(read(index, *context.parameters(index)))
+            context.absorb(index, self.stage(index).codebooks.lookup_coordinates(kept[-1]))
+        return kept
+
+    @torch.no_grad()
+    def synthesize(
+        self, codes: Sequence[Tensor], height: int, width: int, level: Tensor, window: Window | None = None
+    ) -> Tensor:
+        """The synthesis state after the codes of all stages.
+
+        Of a window, each stage's codes are those of the box `window.around`. Stages that are not given add nothing:
+        a coarser picture.
+        """
+        state = SynthesisState(self, height, width, level, window)
+        for index in range(len(self.stages)):
+            stage, before = self.stage(index), state.at(index)
+            if index < len(codes):
+                value = stage.codebooks.lookup(codes[index])
+            else:
+                value = before.new_zeros(len(level), stage.out.in_channels, *before.shape[2:])
+            state.update(index, value)
+        return state.s
 
     @torch.no_grad()
     def decode(self, height: int, width: int, level: Tensor, read: Callable[..., Tensor]) -> Tensor:
         """`read(index, offset, scale)` returns codes `[B, M, h, w]`. Returns the synthesis state."""
-
-        def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-            codebooks = self.stage(index).codebooks
-            codes = read(index, offset, scale)
-            return codebooks.lookup(codes), codebooks.lookup_coordinates(codes)
-
-        return self.walk(len(level), height, width, level, choose)
+        return self.synthesize(self.read(height, width, level, read), height, width, level)
 
     # ---- training -----------------------------------------------------------------------------------------
 
@@ -235,7 +254,7 @@ class Cascade(nn.Module):
             codes = assign(index, latents.detach(), offset, scale) if assign else None
             return self._hard(out, stage.codebooks, latents, offset, scale, codes)
 
-        state = self.walk(x.shape[0], x.shape[2], x.shape[3], level, choose)
+        state = self.walk(x.shape[2], x.shape[3], level, choose)
         out.picture = self.synthesis(state, level).float()
         return out
 

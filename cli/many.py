@@ -1,0 +1,156 @@
+"""Many files in one run: which, where to, in what order, and what came of each."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from mcodec.errors import CodecError
+
+F = TypeVar("F", bound=Callable[..., Any])
+Plan = list[tuple[Path, Path]]
+#: One picture is in work per job: more would only take memory.
+DEFAULT_JOBS = 4
+
+
+def wanted(paths: tuple[Path, ...]) -> bool:
+    """Whether the paths name more than one file and where it goes."""
+    return len(paths) > 2 or paths[0].is_dir() or _is_pattern(paths[0])
+
+
+def pictures(path: Path) -> bool:
+    """Whether Pillow reads such a file, by its suffix."""
+    from PIL import Image
+
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+
+
+def coded(path: Path) -> bool:
+    """Whether it is a .mci file, by its suffix."""
+    return path.suffix.lower() == ".mci"
+
+
+def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], recursive: bool) -> Plan:
+    """(source, target) of every file. A folder's files keep their place below it."""
+    if len(paths) < 2:
+        raise click.UsageError("a folder to write into is needed.")
+    *sources, out = paths
+    if out.exists() and not out.is_dir():
+        raise CodecError(f"{out} is no folder")
+    found: list[tuple[Path, Path]] = []  # source, place below the folder
+    for source in sources:
+        if source.is_dir():
+            found += [(path, path.relative_to(source)) for path in _files(source, recursive) if choose(path)]
+        elif _is_pattern(source):
+            matches = sorted(glob.glob(str(source), recursive=True))
+            found += [(Path(name), Path(Path(name).name)) for name in matches if Path(name).is_file()]
+        else:
+            found.append((source, Path(source.name)))
+    # a.jpg and a.png cannot both become a.mci: they keep their suffix
+    taken = Counter(place.with_suffix(suffix) for _, place in found)
+    targets = []
+    for _, place in found:
+        short = place.with_suffix(suffix)
+        targets.append(short if taken[short] == 1 else place.with_name(place.name + suffix))
+    if twice := [str(target) for target, count in Counter(targets).items() if count > 1]:
+        raise CodecError(f"several files would become {twice[0]}")
+    return [(source, out / target) for (source, _), target in zip(found, targets, strict=True)]
+
+
+def run(
+    plan: Plan,
+    prepare: Callable[[], Callable[[Path, Path], dict[str, Any]]],
+    jobs: int | None,
+    as_json: bool,
+    force: bool,
+) -> int:
+    """Work through a plan; a file that fails is reported and the rest goes on. Returns the exit status."""
+    todo = [(source, target) for source, target in plan if force or not target.exists()]
+    counts = Counter(skipped=len(plan) - len(todo), done=0, failed=0)
+    if as_json:
+        for source, target in plan:
+            if (source, target) not in todo:
+                click.echo(line(source, target, "skipped", {}))
+    console = Console(stderr=True, highlight=False)
+    with Progress(console=console, disable=not console.is_terminal or not todo) as bar:
+        task = bar.add_task("files", total=len(todo))
+        for source, target, result in _results(todo, prepare, jobs) if todo else ():
+            bar.advance(task)
+            status = "failed" if isinstance(result, str) else "done"
+            counts[status] += 1
+            if isinstance(result, str):
+                click.echo(f"mcodec: error: {' '.join(result.split())}", err=True)
+                report: dict[str, Any] = {"error": result}
+            else:
+                report = {key: value for key, value in result.items() if key != "text"}
+            if as_json:
+                click.echo(line(source, target, status, report))
+    click.echo(", ".join(f"{counts[name]} {name}" for name in ("done", "skipped", "failed")), err=as_json)
+    return 1 if counts["failed"] else 0
+
+
+def line(source: Path, target: Path | None, status: str, report: dict[str, Any]) -> str:
+    """What came of a file, as one line of JSON."""
+    return json.dumps({"source": str(source), "target": str(target), "status": status, **report})
+
+
+def _results(
+    todo: Plan, prepare: Callable[[], Callable[[Path, Path], dict[str, Any]]], jobs: int | None
+) -> Iterator[tuple[Path, Path, dict[str, Any] | str]]:
+    import torch
+
+    work = prepare()
+    cores = os.cpu_count() or 1
+    jobs = jobs or min(DEFAULT_JOBS, cores, len(todo))
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, cores // jobs))
+    pool = ThreadPoolExecutor(jobs)
+    waiting: dict[Future[dict[str, Any] | str], tuple[Path, Path]] = {}
+    queue = iter(todo)
+    try:
+        while True:
+            for source, target in queue:
+                waiting[pool.submit(_guarded, work, source, target)] = source, target
+                if len(waiting) >= 2 * jobs:
+                    break
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield *waiting.pop(future), future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _guarded(work: Callable[[Path, Path], dict[str, Any]], source: Path, target: Path) -> dict[str, Any] | str:
+    """What a file gives, or why it failed."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return work(source, target)
+    except CodecError as error:
+        return str(error) if str(source) in str(error) else f"{source}: {error}"
+    except OSError as error:
+        return f"{error.filename or source}: {error.strerror or error}"
+    except MemoryError:
+        return f"{source}: not enough memory for this picture"
+
+
+def _is_pattern(path: Path) -> bool:
+    return any(mark in str(path) for mark in "*?[") and not path.exists()
+
+
+def _files(folder: Path, recursive: bool) -> Iterator[Path]:
+    """Visible files, in order of their names."""
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))

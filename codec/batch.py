@@ -1,0 +1,124 @@
+"""Many pictures, one after another: reading and coding overlap, order is kept, a bad item is its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Any, Generic, TypeVar
+
+from PIL import Image
+
+from mcodec.errors import CodecError
+from mcodec.image import Picture, Raster, read_raster, to_raster
+from mcodec.reading import read_bytes
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+#: A micro-batch ends at this many pixels (of files: bytes) or items.
+BATCH_PIXELS = 2**23
+BATCH_BYTES = 2**20
+BATCH_ITEMS = 32
+#: Threads that read ahead, and items that may be read but not yet coded.
+READERS = 4
+AHEAD = 2 * BATCH_ITEMS
+
+
+@dataclass(frozen=True)
+class Result(Generic[V]):
+    """What became of one item: either `value` or `error`."""
+
+    source: Any
+    value: V | None = None
+    error: Exception | None = None
+
+
+def encoded(
+    encode: Callable[[Sequence[Raster]], list[bytes]], items: Iterable[Any], readers: int = READERS
+) -> Iterator[Result[bytes]]:
+    """Files of pictures. items: what `Codec.encode` takes, or picture files as bytes, paths and URLs."""
+    return _coded(encode, items, _picture, lambda r: r.size[0] * r.size[1], BATCH_PIXELS, readers)
+
+
+def decoded(
+    decode: Callable[[Sequence[bytes]], list[Image.Image]], items: Iterable[Any], readers: int = READERS
+) -> Iterator[Result[Image.Image]]:
+    """Pictures of files. items: bytes, or paths and URLs of .mci files."""
+    return _coded(decode, items, _file, len, BATCH_BYTES, readers)
+
+
+def _picture(item: Picture | bytes | str | PathLike[str]) -> Raster:
+    if isinstance(item, bytes):
+        return read_raster(item)
+    if isinstance(item, str | PathLike):
+        place = fspath(item)
+        return read_raster(read_bytes(place) if "://" in place else place)
+    return to_raster(item)
+
+
+def _file(item: bytes | str | PathLike[str]) -> bytes:
+    return read_bytes(item) if isinstance(item, str | PathLike) else item
+
+
+def _coded(
+    code: Callable[[Sequence[T]], list[V]],
+    items: Iterable[Any],
+    read: Callable[[Any], T],
+    size: Callable[[T], int],
+    limit: int,
+    readers: int,
+) -> Iterator[Result[V]]:
+    """Read ahead on threads while a micro-batch is coded on one more; results in the order of the items."""
+    with ThreadPoolExecutor(readers) as pool, ThreadPoolExecutor(1) as coder:
+        work: Future[list[Result[V]]] | None = None
+        for batch in _batches(_ahead(pool, read, items), size, limit):
+            following = coder.submit(_code, code, batch)
+            if work is not None:
+                yield from work.result()
+            work = following
+        if work is not None:
+            yield from work.result()
+
+
+def _ahead(pool: ThreadPoolExecutor, read: Callable[[Any], T], items: Iterable[Any]) -> Iterator[Result[T]]:
+    def guarded(item: Any) -> Result[T]:
+        try:
+            return Result(item, read(item))
+        except (CodecError, OSError, ValueError) as error:
+            return Result(item, error=error)
+
+    waiting: deque[Future[Result[T]]] = deque()
+    for item in items:
+        waiting.append(pool.submit(guarded, item))
+        if len(waiting) >= AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(results: Iterator[Result[T]], size: Callable[[T], int], limit: int) -> Iterator[list[Result[T]]]:
+    batch: list[Result[T]] = []
+    total = 0
+    for result in results:
+        batch.append(result)
+        total += 0 if result.value is None else size(result.value)
+        if total >= limit or len(batch) >= BATCH_ITEMS:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def _code(code: Callable[[Sequence[T]], list[V]], batch: list[Result[T]]) -> list[Result[V]]:
+    """One pass for all; if it fails, one for each, so that the error stays with its item."""
+    good = [result.value for result in batch if result.value is not None]
+    try:
+        values = iter(code(good) if good else [])
+        return [Result(r.source, None if r.value is None else next(values), r.error) for r in batch]
+    except (CodecError, ValueError) as error:
+        if len(batch) == 1:
+            return [Result(batch[0].source, error=error)]
+        return [result for item in batch for result in _code(code, [item])]

@@ -1,0 +1,49 @@
+"""The alpha plane, exactly: a PNG or a lossless WebP, whichever is smaller."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from mcodec.errors import CorruptStream
+
+Plane = NDArray[np.uint8] | NDArray[np.uint16]
+
+#: WebP holds sides up to 16383; its lossless coder is slow and hungry on large planes.
+WEBP_SIDE = 16383
+WEBP_PIXELS = 2**22
+
+
+def pack(plane: Plane) -> bytes:
+    """A plane `[H, W]`, uint8 or uint16, as the payload of the section of alpha."""
+    image = Image.fromarray(plane)
+    choices = [_saved(image, "PNG", optimize=True)]
+    if plane.dtype == np.uint8 and plane.size <= WEBP_PIXELS and max(plane.shape) <= WEBP_SIDE:
+        choices.append(_saved(image, "WEBP", lossless=True, exact=True))
+    return min(choices, key=len)
+
+
+def unpack(data: bytes, width: int, height: int) -> Plane:
+    """Inverse of `pack`; CorruptStream for anything but a plane of this size."""
+    reader = PngImageFile if data.startswith(b"\x89PNG") else WebPImageFile
+    try:
+        image = reader(io.BytesIO(data))  # not Image.open, whose limit on pixels is not that of the format
+        if image.size != (width, height):
+            raise CorruptStream(f"alpha of {image.width}x{image.height} for a picture of {width}x{height}")
+        array = np.asarray(image if image.mode in ("L", "I;16") else image.convert("L"))
+    except CorruptStream:
+        raise
+    except Exception as error:  # Pillow's plugins raise many types for damaged data
+        raise CorruptStream(f"the alpha section cannot be read: {error}") from error
+    return array
+
+
+def _saved(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()

@@ -1,0 +1,164 @@
+"""Colour profile, EXIF and XMP: taken from a picture, carried in a file, handed back on writing.
+
+EXIF blocks are patched in place, byte for byte, rather than written anew: maker notes hold offsets that do not
+survive a new layout.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+ORIENTATION, GPS_IFD = 0x0112, 0x8825
+#: Tags of a TIFF file that describe the picture rather than how it is stored.
+_DESCRIPTIVE = (0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_PREFIX = b"Exif\0\0"
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))[2-8]")
+_XMP_GPS = re.compile(
+    rb"\s+exif:GPS\w+\s*=\s*(?:\"[^\"]*\"|'[^']*')|<exif:GPS(\w+)[^>]*?(?:/>|>.*?</exif:GPS\1>)", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is not pixels. EXIF is the TIFF structure alone, without the prefix that JPEG puts before it."""
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+
+    def upright(self) -> Metadata:
+        """Saying that the pixels stand upright; EXIF that cannot be parsed stays as it is."""
+        xmp = _XMP_ORIENTATION.sub(rb"\g<1>1", self.xmp) if self.xmp else self.xmp
+        return replace(self, exif=_upright(self.exif) if self.exif else self.exif, xmp=xmp)
+
+    def without_gps(self) -> Metadata:
+        """Without the place where the picture was taken. A block that cannot be parsed is dropped as a whole."""
+        return replace(
+            self,
+            exif=_exif_without_gps(self.exif) if self.exif else None,
+            xmp=_xmp_without_gps(self.xmp) if self.xmp else None,
+        )
+
+    def info(self) -> dict[str, bytes]:
+        """As Pillow keeps it in `Image.info`."""
+        entries = {"icc_profile": self.icc, "exif": _PREFIX + self.exif if self.exif else None, "xmp": self.xmp}
+        return {key: value for key, value in entries.items() if value}
+
+
+def of_image(image: Image.Image) -> Metadata:
+    """The metadata of a PIL image; damaged blocks are carried as they are or left out."""
+    exif = image.info.get("exif")
+    if not isinstance(exif, bytes):
+        exif = _collected(image)
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+    icc = image.info.get("icc_profile")
+    return Metadata(
+        icc if isinstance(icc, bytes) and icc else None,
+        exif.removeprefix(_PREFIX) or None if exif else None,
+        xmp if isinstance(xmp, bytes) and xmp else None,
+    )
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow's EXIF parser raises many types
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _collected(image: Image.Image) -> bytes | None:
+    """EXIF that Pillow keeps elsewhere: the directory of a TIFF file, text of an old PNG."""
+    try:
+        found = image.getexif()
+        if not found:
+            return None
+        kept: Any = Image.Exif()
+        for tag in _DESCRIPTIVE:
+            if tag in found:
+                kept[tag] = found[tag]
+        for pointer in (0x8769, GPS_IFD):
+            if entries := dict(found.get_ifd(pointer)):
+                kept.get_ifd(pointer).update(entries)
+        data: bytes = kept.tobytes()
+    except Exception:  # as above
+        return None
+    return data if len(kept) else None
+
+
+def _entries(exif: bytearray, order: str, offset: int) -> Iterator[tuple[int, int, int, int]]:
+    """(place, tag, bytes of the value, place of the value) per entry; ValueError beyond the block."""
+    if offset < 8 or offset + 2 > len(exif):
+        raise ValueError("a directory lies outside of the block")
+    (count,) = struct.unpack_from(order + "H", exif, offset)
+    if offset + 2 + 12 * count > len(exif):
+        raise ValueError("a directory reaches past the end of the block")
+    for place in range(offset + 2, offset + 2 + 12 * count, 12):
+        tag, form, number = struct.unpack_from(order + "HHI", exif, place)
+        size = _TYPE_BYTES.get(form, 1) * number
+        value = place + 8 if size <= 4 else struct.unpack_from(order + "I", exif, place + 8)[0]
+        yield place, tag, size, value
+
+
+def _open(exif: bytes) -> tuple[bytearray, str, int]:
+    """(block, byte order for struct, place of the first directory)."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 8:
+        raise ValueError("not a TIFF structure")
+    return bytearray(exif), order, struct.unpack_from(order + "I", exif, 4)[0]
+
+
+def _upright(exif: bytes) -> bytes:
+    try:
+        block, order, first = _open(exif)
+        for place, tag, _, _ in _entries(block, order, first):
+            if tag == ORIENTATION:
+                struct.pack_into(order + "HIHH", block, place + 2, 3, 1, 1, 0)
+    except ValueError:
+        return exif
+    return bytes(block)
+
+
+def _exif_without_gps(exif: bytes) -> bytes | None:
+    try:
+        block, order, first = _open(exif)
+        pointers = [place for place, tag, _, _ in _entries(block, order, first) if tag == GPS_IFD]
+        for pointer in reversed(pointers):  # their places move as entries go
+            (offset,) = struct.unpack_from(order + "I", block, pointer + 8)
+            _wipe(block, order, offset)
+            (count,) = struct.unpack_from(order + "H", block, first)
+            end = first + 2 + 12 * count + 4  # behind the pointer to the next directory
+            if end > len(block):
+                raise ValueError("a directory reaches past the end of the block")
+            block[pointer:end] = block[pointer + 12 : end] + bytes(12)
+            struct.pack_into(order + "H", block, first, count - 1)
+    except ValueError:
+        return None
+    return bytes(block)
+
+
+def _wipe(block: bytearray, order: str, offset: int) -> None:
+    """Zero a directory and its values."""
+    entries = list(_entries(block, order, offset))
+    for _, _, size, value in entries:
+        if value + size > len(block):
+            raise ValueError("a value reaches past the end of the block")
+        block[value : value + size] = bytes(size)
+    end = offset + 2 + 12 * len(entries)
+    block[offset:end] = bytes(end - offset)
+
+
+def _xmp_without_gps(xmp: bytes) -> bytes | None:
+    kept = _XMP_GPS.sub(b"", xmp)
+    # what is left may say it in another way, or in UTF-16, which the pattern does not see
+    return None if b"GPS" in kept or b"\0" in kept.rstrip(b"\0") else kept

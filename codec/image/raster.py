@@ -1,0 +1,198 @@
+"""One form for pictures of any kind: samples that the networks see, the alpha plane, metadata."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Union, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from mcodec.container import Kind
+from mcodec.image import metadata as meta
+from mcodec.image.alpha import Plane
+from mcodec.image.metadata import Metadata
+
+if TYPE_CHECKING:
+    import torch
+
+Samples = Union["NDArray[np.uint8]", "NDArray[np.uint16]"]
+
+#: PIL image of any mode; numpy `[H, W]`, `[H, W, 1..4]` or torch `[1..4, H, W]`, uint8 or uint16; or a Raster.
+Picture = Union[Image.Image, Samples, "torch.Tensor", "Raster"]
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A picture: upright, grey or RGB, without loss against what it came from unless `notes` says so."""
+
+    samples: Image.Image | Samples  # PIL "L" or "RGB", or `[H, W]` or `[H, W, 3]` of the kind's depth
+    kind: Kind
+    alpha: Plane | None = None  # `[H, W]`, uint8, or uint16 beside samples of 16 bits
+    metadata: Metadata = field(default_factory=Metadata)
+    notes: tuple[str, ...] = field(default=(), compare=False)  # what this form does not keep
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        if isinstance(self.samples, Image.Image):
+            return self.samples.size
+        return self.samples.shape[1], self.samples.shape[0]
+
+    def crop(self, left: int, top: int, right: int, bottom: int) -> Samples:
+        """Samples of a part, `[h, w]` or `[h, w, 3]`; nothing of the rest is copied."""
+        if isinstance(self.samples, Image.Image):
+            return np.asarray(self.samples.crop((left, top, right, bottom)))
+        return self.samples[top:bottom, left:right]
+
+    def array(self) -> Samples:
+        """All of it: `[H, W]`, or `[H, W, C]` with C = 2 (grey, alpha), 3 or 4."""
+        samples = cast(Samples, np.asarray(self.samples))
+        if self.alpha is None:
+            return samples
+        return cast(Samples, np.dstack([samples, self.alpha]))
+
+    def image(self) -> Image.Image:
+        """As a PIL image, metadata in its `info`. Pillow has 16 bits for grey alone: others keep their upper 8."""
+        image = self._image()
+        image.info.update(self.metadata.info())
+        return image
+
+    def _image(self) -> Image.Image:
+        if self.kind is Kind.GREY16 and self.alpha is None:
+            return Image.fromarray(np.asarray(self.samples))
+        image = self.samples if isinstance(self.samples, Image.Image) else Image.fromarray(eight_bits(self.samples))
+        if self.alpha is not None:
+            image = image.convert("RGBA" if image.mode == "RGB" else "LA")
+            image.putalpha(Image.fromarray(eight_bits(self.alpha)))
+        elif self.kind is Kind.BILEVEL:
+            image = image.convert("1", dither=Image.Dither.NONE)
+        return image
+
+
+def eight_bits(samples: Samples) -> NDArray[np.uint8]:
+    """16-bit samples rounded to 8; samples of 8 bits as they are."""
+    if samples.dtype == np.uint8:
+        return cast("NDArray[np.uint8]", samples)
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def turned(samples: Samples, orientation: int) -> Samples:
+    """An array `[H, W, ...]` that an EXIF orientation describes, upright."""
+    if orientation >= 5:
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return samples
+
+
+def to_raster(picture: Picture) -> Raster:
+    """Any picture; ValueError names a shape or type that is none. May share memory with it.
+
+    PIL images are turned upright by their EXIF orientation. Palettes become RGB or grey; CMYK, YCbCr, HSV and LAB
+    become RGB (CMYK by its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped.
+    """
+    if isinstance(picture, Raster):
+        return picture
+    if isinstance(picture, Image.Image):
+        return _from_image(picture)
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
+    if type(picture).__module__.split(".")[0] == "torch":
+        tensor = cast(Any, picture)
+        if tensor.ndim != 3 or not 1 <= tensor.shape[0] <= 4:
+            raise ValueError(f"a torch picture must have shape [C, H, W] with C from 1 to 4, got {list(tensor.shape)}")
+        if str(tensor.dtype) not in ("torch.uint8", "torch.uint16"):  # numpy() refuses some types in its own way
+            raise ValueError(f"a picture must be uint8 or uint16, got {str(tensor.dtype).removeprefix('torch.')}")
+        return _from_array(tensor.detach().cpu().permute(1, 2, 0).numpy())
+    raise ValueError(f"not a picture: {type(picture).__name__}; PIL, numpy or torch is needed")
+
+
+def _from_array(array: NDArray[Any]) -> Raster:
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or not 1 <= array.shape[2] <= 4:
+        raise ValueError(
+            f"a numpy picture must have shape [H, W] or [H, W, C] with C from 1 to 4, got {list(array.shape)}"
+        )
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"a picture must be uint8 or uint16, got {array.dtype}")
+    if array.size == 0:
+        raise ValueError(f"a picture needs at least one pixel, got shape {list(array.shape)}")
+    alpha = array[:, :, -1] if array.shape[2] in (2, 4) else None
+    wide = array.dtype == np.uint16
+    if array.shape[2] < 3:
+        return Raster(array[:, :, 0], Kind.GREY16 if wide else Kind.GREY8, alpha)
+    return Raster(array[:, :, :3], Kind.RGB16 if wide else Kind.RGB8, alpha)
+
+
+def _from_image(image: Image.Image) -> Raster:
+    if image.width < 1 or image.height < 1:
+        raise ValueError(f"a picture needs at least one pixel, got {image.width}x{image.height}")
+    image.load()
+    metadata = meta.of_image(image)
+    turn = _TURNS.get(meta.orientation(image))
+    if turn is not None:
+        # before conversions, which keep it
+        transparency = image.info.get("transparency")
+        image = image.transpose(turn)
+        if transparency is not None:
+            image.info["transparency"] = transparency
+    metadata = metadata.upright()
+    mode, notes = image.mode, []
+    if mode == "1" and "transparency" not in image.info:
+        return Raster(image.convert("L"), Kind.BILEVEL, metadata=metadata)
+    if mode == "I" or mode.startswith("I;16"):
+        wide = np.asarray(image)
+        if mode == "I" and (wide.min() < 0 or wide.max() > 65535):
+            notes.append("values outside of 0..65535 are clipped")
+        return Raster(np.clip(wide, 0, 65535).astype(np.uint16), Kind.GREY16, metadata=metadata, notes=tuple(notes))
+    if mode == "F":
+        return Raster(image.convert("L"), Kind.GREY8, metadata=metadata, notes=("floats become 8-bit grey",))
+    if mode in ("CMYK", "LAB"):
+        image, metadata = _managed(image, metadata)
+    grey = mode in ("1", "L", "LA", "La") or (mode == "P" and _is_grey(image))
+    if mode not in ("1", "L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX"):
+        notes.append(f"{'a palette' if mode in ('P', 'PA') else mode} becomes {'grey' if grey else 'RGB'}")
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("LA" if grey else "RGBA")
+        alpha = np.asarray(image.getchannel("A"))
+    samples = image.convert("L" if grey else "RGB")
+    return Raster(samples, Kind.GREY8 if grey else Kind.RGB8, alpha, metadata, tuple(notes))
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether a palette has greys only, as those of grey GIF files do."""
+    palette = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    return bool((palette == palette[:, :1]).all())
+
+
+def _managed(image: Image.Image, metadata: Metadata) -> tuple[Image.Image, Metadata]:
+    """CMYK or LAB as RGB, by the profile where it is one of these colours; the profile goes, as it names them."""
+    try:
+        source: Any
+        if image.mode == "LAB":
+            source = ImageCms.createProfile("LAB")
+        elif metadata.icc:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(metadata.icc))
+        else:
+            return image, metadata
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        converted = image if image.mode == "CMYK" else image.getchannel("L")
+    return converted or image, replace(metadata, icc=None)

@@ -1,0 +1,119 @@
+"""Picture files in: whatever Pillow opens, and 16-bit colour, which Pillow reduces to 8 bits, through imagecodecs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+
+from mcodec.errors import ImageError
+from mcodec.image import metadata as meta
+from mcodec.image.raster import Raster, Samples, to_raster, turned
+
+WIDE = "16-bit colour needs imagecodecs and tifffile: pip install 'mcodec[images]'"
+
+
+def read_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
+    """A picture file (a path, its bytes or a stream), fully loaded; ImageError with one clear line if it cannot be."""
+    with _opened(source) as image:
+        image.load()
+    return image
+
+
+def read_raster(source: str | Path | bytes | BinaryIO) -> Raster:
+    """A picture file as what is coded, 16 bits of colour included; ImageError with one clear line if it cannot be."""
+    with _opened(source) as image:
+        if image.mode not in ("I", "F") and not image.mode.startswith("I;16") and _is_wide(image):
+            return _wide(image)
+        return to_raster(image)
+
+
+def name_of(source: object) -> str:
+    """What to call a source in a message."""
+    return str(source) if isinstance(source, str | Path) else "the input"
+
+
+@contextmanager
+def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[ImageFile]:
+    name = name_of(source)
+    try:
+        if isinstance(source, str | Path):
+            with open(source, "rb") as file:  # Pillow leaves its own file open when a picture is damaged
+                yield _checked(Image.open(file))
+        else:
+            yield _checked(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source))
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"no such file: {name}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: too many pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"cannot read the picture {name}: unknown format") from error
+    except OSError as error:
+        raise ImageError(f"cannot read the picture {name}: {error.strerror or error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many types for damaged files
+        raise ImageError(f"cannot read the picture {name}: {error}") from error
+
+
+def _checked(image: ImageFile) -> ImageFile:
+    """Pillow warns above its limit and refuses above twice that; here the limit is one."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ImageError(f"too many pixels: {image.width}x{image.height}, the limit is {limit}")
+    return image
+
+
+def _is_wide(image: ImageFile) -> bool:
+    """Whether the file holds 16 bits where Pillow's mode has 8."""
+    if image.format == "PPM":
+        arguments = image.tile[0].args if image.tile else ()
+        return isinstance(arguments, tuple) and isinstance(arguments[-1], int) and arguments[-1] > 255
+    if image.format in ("PNG", "TIFF") and image.tile:
+        if ";16" in str(image.tile[0].args):
+            return True
+        bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample: planes of a TIFF are read one by one
+        return bits is not None and max(bits) == 16
+    return False
+
+
+def _wide(image: ImageFile) -> Raster:
+    file = cast(BinaryIO, image.fp)
+    file.seek(0)
+    data = file.read()
+    try:
+        if image.format == "PPM":
+            samples = _ppm(data, image)
+        elif image.format == "PNG":
+            import imagecodecs
+
+            samples = imagecodecs.png_decode(data)
+        else:
+            import tifffile
+
+            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+                page: Any = tiff.pages[0]
+                samples = page.asarray()
+                if page.planarconfig == 2 and samples.ndim == 3:  # one plane after another
+                    samples = samples.transpose(1, 2, 0)
+    except ImportError as error:
+        raise ImageError(WIDE) from error
+    raster = to_raster(turned(samples, meta.orientation(image)))
+    return replace(raster, metadata=meta.of_image(image).upright())
+
+
+def _ppm(data: bytes, image: ImageFile) -> Samples:
+    arguments: Any = image.tile[0].args
+    maximum = int(arguments[-1])
+    array = np.frombuffer(data, ">u2", image.width * image.height * 3, image.tile[0].offset)
+    scaled = (array.astype(np.uint32) * 65535 + maximum // 2) // maximum
+    return np.minimum(scaled, 65535).astype(np.uint16).reshape(image.height, image.width, 3)

@@ -1,0 +1,90 @@
+"""Pillow plugin: `.mci` files with `Image.open` and `Image.save`.
+
+::
+
+    import mcodec.pillow                      # registers
+    image = Image.open("photo.mci")           # reads the header; weights are loaded with the pixels
+    image.save("copy.mci", quality=60)
+
+`save` takes `quality` (1 to 100, default 50) and `metadata` ("all", "no-gps", "none"); `icc_profile`, `exif` and `xmp`
+replace what the image has. `register(model=..., device=...)` chooses weights and device.
+"""
+
+from __future__ import annotations
+
+from typing import IO, Any, cast
+
+from PIL import Image, ImageFile
+
+from mcodec import container
+from mcodec.container import TAG_ALPHA, Kind
+from mcodec.errors import CodecError
+from mcodec.reading import default_codec
+
+FORMAT, MIME, SUFFIX = "MCI", "image/x-mci", ".mci"
+
+_choice: dict[str, Any] = {"model": None, "device": "auto"}
+
+
+class MciImageFile(ImageFile.ImageFile):
+    """A .mci file as Pillow sees it: the header at once, the pixels when they are asked for."""
+
+    format = FORMAT
+    format_description = "mcodec learned image codec"
+
+    def _open(self) -> None:
+        self._data = cast(IO[bytes], self.fp).read()
+        try:
+            file = container.unpack(self._data)
+        except CodecError as error:
+            raise SyntaxError(str(error)) from error  # Pillow's sign for "not this format"
+        header = file.header
+        self._size = header.width, header.height
+        self._mode = _mode(header.kind, file.section(TAG_ALPHA) is not None)
+        for key, tag in (("icc_profile", container.TAG_ICC), ("xmp", container.TAG_XMP)):
+            if payload := file.section(tag):
+                self.info[key] = payload
+        if payload := file.section(container.TAG_EXIF):
+            self.info["exif"] = b"Exif\0\0" + payload
+        self.tile = []
+
+    def load(self) -> Any:
+        """Decode; OSError as from other plugins where the file needs other weights."""
+        if self._data:
+            try:
+                image = default_codec(**_choice).decode(self._data)
+            except CodecError as error:
+                raise OSError(str(error)) from error
+            self.im, self._data = image.im, b""
+        return super().load()
+
+
+def _mode(kind: Kind, has_alpha: bool) -> str:
+    if has_alpha:
+        return "LA" if kind.grey else "RGBA"
+    return {Kind.BILEVEL: "1", Kind.GREY16: "I;16"}.get(kind, "L" if kind.grey else "RGB")
+
+
+def _accept(prefix: bytes) -> bool:
+    return prefix.startswith(container.MAGIC)
+
+
+def _save(image: Image.Image, file: IO[bytes], _: str | bytes) -> None:
+    options = getattr(image, "encoderinfo", {})
+    copy = image.copy()
+    copy.info.update({key: options[key] for key in ("icc_profile", "xmp") if options.get(key)})
+    if exif := options.get("exif"):
+        copy.info["exif"] = exif.tobytes() if isinstance(exif, Image.Exif) else exif
+    file.write(default_codec(**_choice).encode(copy, options.get("quality", 50), options.get("metadata", "all")))
+
+
+def register(model: str | None = None, device: str = "auto") -> None:
+    """Make Pillow read and write .mci files with these weights; done once on import with the default ones."""
+    _choice.update(model=model, device=device)
+    Image.register_open(FORMAT, MciImageFile, _accept)
+    Image.register_save(FORMAT, _save)
+    Image.register_extension(FORMAT, SUFFIX)
+    Image.register_mime(FORMAT, MIME)
+
+
+register()

@@ -1,0 +1,136 @@
+"""Rate control: the quality that meets a size or a fidelity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mcodec.errors import CodecError, TargetError
+from mcodec.image import Picture, Raster, to_raster
+from mcodec.model import quality_of
+from mcodec.model.config import LEVELS
+
+if TYPE_CHECKING:
+    from mcodec.api import Codec
+
+#: A result this close to its target has reached it.
+TOLERANCE = 0.02
+#: The search ends early here: less than what neighbouring quality levels differ by.
+CLOSE = 0.003
+#: Levels that are tried where the highest falls short.
+BACK = (240, 216, 192)
+#: MS-SSIM halves the picture four times under a window of 11.
+MS_SSIM_SIDE = 161
+
+MEASURES = ("bytes", "bpp", "psnr", "ms-ssim")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a file is to be: `measure` one of MEASURES; bytes and bpp of the whole file, psnr in dB, ms-ssim 0 to 1."""
+
+    measure: str
+    value: float
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise ValueError(f"a target is one of {', '.join(MEASURES)}, got {self.measure!r}")
+        limit = 1.0 if self.measure == "ms-ssim" else math.inf
+        if not 0 < self.value < limit:
+            raise ValueError(f"a target of {self.measure} must be above 0 and below {limit}, got {self.value}")
+
+
+def encode_to(codec: Codec, image: Picture, target: Target, metadata: str = "all") -> tuple[bytes, float]:
+    """(file, quality) within TOLERANCE of a target; TargetError names the nearest where no quality reaches it.
+
+    Size and fidelity rise with the quality, by and large: the search is for a crossing, by interpolation and halving in
+    turns, and takes some 6 to 8 encodings.
+    """
+    raster = to_raster(image)
+    files: dict[int, bytes] = {}
+
+    def measured(level: int) -> float:
+        files[level] = codec.encode(raster, quality_of(level), metadata)
+        return measure(codec, raster, files[level], target.measure)
+
+    values = search(measured, target)
+    level = min(values, key=lambda at: abs(values[at] - target.value))
+    if abs(values[level] - target.value) > TOLERANCE * target.value:
+        raise TargetError(
+            f"no quality gives {target.value:g} {target.measure}: "
+            f"the nearest is {values[level]:.6g}, at quality {quality_of(level):.4g}"
+        )
+    return files[level], quality_of(level)
+
+
+def search(measured: Callable[[int], float], target: Target) -> dict[int, float]:
+    """Levels that were tried, with their values; the nearest to the target is among them if values rise."""
+    low, high = 0, LEVELS - 1
+    values = {low: measured(low), high: measured(high)}
+    for level in BACK:  # near the top a picture may get worse again
+        if values[high] >= target.value:
+            break
+        high = level
+        values[high] = measured(high)
+    if not values[low] < target.value < values[high]:
+        return values
+    halve = False
+    while high - low > 1:
+        share = 0.5
+        if not halve:
+            a, b, t = (_even(value, target.measure) for value in (values[low], values[high], target.value))
+            share = (t - a) / (b - a)
+        halve = not halve
+        level = min(high - 1, max(low + 1, round(low + share * (high - low))))
+        values[level] = measured(level)
+        if abs(values[level] - target.value) <= CLOSE * target.value and target.measure in ("bytes", "bpp"):
+            break
+        if values[level] < target.value:
+            low = level
+        else:
+            high = level
+        if values[low] >= values[high]:
+            break  # not rising here: what is there is as near as it gets
+    return values
+
+
+def _even(value: float, measure: str) -> float:
+    """The measure on a scale on which it is about linear in the level."""
+    if measure in ("bytes", "bpp"):
+        return math.log(value)
+    return -math.log(1 - value) if measure == "ms-ssim" else value
+
+
+def measure(codec: Codec, original: Raster, data: bytes, name: str) -> float:
+    """One of MEASURES of a file; fidelity is that of the decoded colour or grey samples, without alpha."""
+    if name == "bytes":
+        return float(len(data))
+    if name == "bpp":
+        return 8 * len(data) / (original.size[0] * original.size[1])
+    a, b = np.asarray(original.samples), np.asarray(codec.decode_raster(data).samples)
+    peak = float(np.iinfo(a.dtype).max)
+    return psnr(a, b, peak) if name == "psnr" else ms_ssim(a, b, peak)
+
+
+def psnr(a: np.ndarray, b: np.ndarray, peak: float) -> float:
+    """Peak signal-to-noise ratio in dB, 99 for equal arrays. Row by row: large pictures are not copied as floats."""
+    total = sum(float(np.square(x.astype(np.float64) - y).sum()) for x, y in zip(a, b, strict=True))
+    return 99.0 if total == 0 else 10 * math.log10(peak**2 * a.size / total)
+
+
+def ms_ssim(a: np.ndarray, b: np.ndarray, peak: float) -> float:
+    """MS-SSIM (Wang, Simoncelli, Bovik, 2003) by pytorch-msssim; CodecError where it is missing or sides too short."""
+    try:
+        from pytorch_msssim import ms_ssim as implementation
+    except ImportError as error:
+        raise CodecError("MS-SSIM needs pytorch-msssim: pip install 'mcodec[targets]'") from error
+    import torch
+
+    if min(a.shape[:2]) < MS_SSIM_SIDE:
+        raise TargetError(f"MS-SSIM is defined from sides of {MS_SSIM_SIDE} pixels on, got {a.shape[1]}x{a.shape[0]}")
+    x, y = (torch.from_numpy(v.reshape(*v.shape[:2], -1).astype(np.float32)).permute(2, 0, 1)[None] for v in (a, b))
+    return float(implementation(x, y, data_range=peak))

@@ -1,0 +1,79 @@
+"""Ray Data: folders of pictures over many processes and machines.
+
+::
+
+    import ray
+    import mcodec.ray
+
+    pictures = ray.data.read_binary_files("photos/", include_paths=True)
+    coded = pictures.map_batches(
+        mcodec.ray.Encode,
+        fn_constructor_kwargs={"quality": 60},
+        compute=ray.data.ActorPoolStrategy(size=2),
+        batch_size=16,
+    )
+
+Each worker loads the weights once. A batch is a dictionary of columns, as Ray Data passes it; an item that fails has
+None in the new column and its reason in "error". Needs the extra "ray".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcodec.api import load
+from mcodec.batch import Result
+
+Batch = dict[str, NDArray[Any]]
+
+
+class _Worker:
+    def __init__(self, column: str, model: str | None, device: str) -> None:
+        self.column, self.codec = column, load(model, device)
+
+
+class Encode(_Worker):
+    """Picture files (bytes, paths) or arrays in `column` -> the batch with "mci" (bytes) and "error"."""
+
+    def __init__(
+        self,
+        quality: float = 50,
+        metadata: str = "all",
+        column: str = "bytes",
+        model: str | None = None,
+        device: str = "auto",
+    ) -> None:
+        super().__init__(column, model, device)
+        self.quality, self.metadata = quality, metadata
+
+    def __call__(self, batch: Batch) -> Batch:
+        results = list(self.codec.encode_iter(batch[self.column], self.quality, self.metadata))
+        return {**batch, "mci": _column([r.value for r in results]), "error": _reasons(results)}
+
+
+class Decode(_Worker):
+    """Files in `column` -> the batch with "image" (array `[H, W]` or `[H, W, C]`) and "error"."""
+
+    def __init__(self, column: str = "bytes", model: str | None = None, device: str = "auto") -> None:
+        super().__init__(column, model, device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        results = list(self.codec.decode_iter(batch[self.column]))
+        images = [None if r.value is None else np.asarray(r.value) for r in results]
+        return {**batch, "image": _column(images), "error": _reasons(results)}
+
+
+def _column(values: list[Any]) -> NDArray[Any]:
+    """One object per row: numpy would make one array of equal shapes, and a number of bytes."""
+    column = np.empty(len(values), object)
+    for index, value in enumerate(values):
+        column[index] = value
+    return column
+
+
+def _reasons(results: Sequence[Result[Any]]) -> NDArray[Any]:
+    return _column([None if result.error is None else str(result.error) for result in results])

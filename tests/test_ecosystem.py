@@ -1,0 +1,199 @@
+"""Around the codec: Pillow plugin, `mcodec.read`, iterators, rate control, Ray."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mcodec import reading
+from mcodec.api import Codec
+from mcodec.container import describe
+from mcodec.errors import TargetError
+from mcodec.image import to_raster
+from mcodec.rate import MEASURES, Target, encode_to, measure, search
+
+Make = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.fixture
+def plugin(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugin and `mcodec.read` with the tiny model."""
+    import mcodec.pillow
+
+    monkeypatch.setattr(mcodec.pillow, "default_codec", lambda **_: tiny)
+    monkeypatch.setattr(reading, "default_codec", lambda *_: tiny)
+    yield
+
+
+# ---- Pillow ----
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "I;16"])
+def test_plugin(mode: str, tiny: Codec, picture: Make, tmp_path: Path) -> None:
+    image = Image.fromarray(picture(40, 50))
+    image = Image.fromarray(picture(40, 50)[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+    path = tmp_path / "a.mci"
+    image.save(path, quality=70)
+    assert path.read_bytes() == tiny.encode(image, 70)
+    with Image.open(path) as found:
+        assert (found.format, found.mode, found.size) == ("MCI", mode, (50, 40))
+        assert np.array_equal(np.asarray(found), np.asarray(tiny.decode(path.read_bytes())))
+    assert Image.MIME["MCI"] == "image/x-mci"
+
+
+@pytest.mark.usefixtures("plugin")
+def test_plugin_metadata_and_damage(picture: Make, tiny: Codec) -> None:
+    image = Image.fromarray(picture(40, 50))
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    buffer = io.BytesIO()
+    image.save(buffer, "MCI", exif=exif, icc_profile=b"profile")
+    found = Image.open(buffer)
+    assert found.size == (40, 50)  # upright, as the tag asks
+    assert found.info["icc_profile"] == b"profile" and found.getexif()[0x010F] == "Maker"
+    assert ImageOps.exif_transpose(found).size == (40, 50)
+    with pytest.raises(OSError):
+        Image.open(io.BytesIO(buffer.getvalue()[:-9]))
+    other = Codec(tiny.model, b"otherone").encode(picture(9, 9))
+    with pytest.raises(OSError, match="made by weights"):
+        Image.open(io.BytesIO(other)).load()
+
+
+def test_plugin_in_a_fresh_interpreter(tmp_path: Path) -> None:
+    """With the released weights; opening alone does not load torch."""
+    script = (
+        "import sys, mcodec.pillow; from PIL import Image; image = Image.new('RGB', (70, 50), 'teal'); "
+        "image.save('a.mci', quality=60); assert Image.open('a.mci').load()[5, 5][0] < 30; "
+    )
+    opening = "import sys, mcodec.pillow; from PIL import Image; assert Image.open('a.mci').size == (70, 50); "
+    for code in (script, opening + "assert 'torch' not in sys.modules"):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("plugin")
+def test_read(tiny: Codec, picture: Make, tmp_path: Path) -> None:
+    import mcodec
+
+    data = tiny.encode(picture(40, 50))
+    path = tmp_path / "a.mci"
+    path.write_bytes(data)
+    expected = np.asarray(tiny.decode(data))
+    assert np.array_equal(np.asarray(mcodec.read(path)), expected)
+    assert mcodec.read(str(path), region=(3, 4, 5, 6)).size == (5, 6)
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://a.mci", "wb") as file:
+        file.write(data)
+    assert np.array_equal(np.asarray(mcodec.read("memory://a.mci")), expected)
+    with pytest.raises(FileNotFoundError):
+        mcodec.read(tmp_path / "none.mci")
+
+
+# ---- iterators ----
+
+
+def test_iterators(tiny: Codec, picture: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Order is kept over several micro-batches; each bad item has its own error."""
+    monkeypatch.setattr("mcodec.batch.BATCH_ITEMS", 3)
+    Image.fromarray(picture(20, 30, 7)).save(tmp_path / "a.png")
+    (tmp_path / "bad.png").write_text("no pixels")
+    items = [picture(20 + i, 30, i) for i in range(5)]
+    items += [tmp_path / "a.png", tmp_path / "bad.png", str(tmp_path / "none.png"), np.zeros((2, 2), np.float32)]
+    items += [(tmp_path / "a.png").read_bytes(), np.zeros((1, 70000, 3), np.uint8), picture(9, 9)]
+    results = list(tiny.encode_iter(iter(items), 60))
+    assert all(r.source is item for r, item in zip(results, items, strict=True))
+    failed = {i: type(r.error).__name__ for i, r in enumerate(results) if r.error}
+    assert failed == {6: "ImageError", 7: "ImageError", 8: "ValueError", 10: "LimitExceeded"}
+    assert results[0].value == tiny.encode(items[0], 60) and results[5].value == results[9].value
+    files = [r.value for r in results if r.value is not None]
+    decoded = list(tiny.decode_iter([*files, files[0][:-5], b"", tmp_path / "a.png"]))
+    sizes = [(fields["width"], fields["height"]) for fields in map(describe, files)]
+    assert [r.value.size for r in decoded if r.value] == sizes
+    assert [type(r.error).__name__ for r in decoded[-3:]] == ["CorruptStream", "NotAnMciFile", "NotAnMciFile"]
+    with pytest.raises(ValueError, match="quality"):
+        tiny.encode_iter([], 0)
+    assert list(tiny.encode_iter([])) == []
+
+
+# ---- rate ----
+
+
+@pytest.mark.parametrize("name", MEASURES[:3])
+def test_targets(name: str, plain: Codec, picture: Make) -> None:
+    raster = to_raster(picture(100, 120))
+    ends = [measure(plain, raster, plain.encode(raster, q), name) for q in (1, 100)]
+    value = ends[0] + 0.4 * (ends[1] - ends[0])
+    data, quality = encode_to(plain, raster, Target(name, value))
+    assert abs(measure(plain, raster, data, name) - value) <= 0.02 * value
+    assert data == plain.encode(raster, quality)
+
+
+def test_unreachable_targets(plain: Codec, picture: Make) -> None:
+    raster = to_raster(picture(60, 60))
+    smallest = len(plain.encode(raster, 1))
+    with pytest.raises(TargetError, match=f"no quality gives 50 bytes: the nearest is {smallest}, at quality 1"):
+        encode_to(plain, raster, Target("bytes", 50))
+    with pytest.raises(TargetError, match="no quality gives 90 psnr: the nearest is "):
+        encode_to(plain, raster, Target("psnr", 90))
+    for measure_, value in (("bytes", 0), ("bpp", -1), ("ms-ssim", 1), ("psnr", math.inf), ("size", 1)):
+        with pytest.raises(ValueError, match="a target"):
+            Target(measure_, value)
+
+
+def test_ms_ssim(plain: Codec, picture: Make) -> None:
+    pytest.importorskip("pytorch_msssim")
+    array = picture(170, 180)
+    raster = to_raster(array)
+    values = [measure(plain, raster, plain.encode(raster, q), "ms-ssim") for q in (1, 60)]
+    assert 0 < values[0] < values[1] < 1
+    target = sum(values) / 2
+    data, _ = encode_to(plain, raster, Target("ms-ssim", target))
+    assert abs(measure(plain, raster, data, "ms-ssim") - target) <= 0.02 * target
+    with pytest.raises(TargetError, match="sides of 161 pixels"):
+        measure(plain, to_raster(picture(160, 180)), plain.encode(picture(160, 180)), "ms-ssim")
+
+
+@pytest.mark.parametrize("curve", [lambda x: 100 * 1.03**x, lambda x: 100 + x, lambda x: 100 + x * x / 50], ids="abc")
+def test_search_finds_the_nearest_level_in_few_steps(curve: Callable[[int], float]) -> None:
+    for level in (1, 40, 128, 200, 253):
+        values = search(curve, Target("psnr", curve(level) + 0.01))
+        assert min(values, key=lambda at: abs(values[at] - curve(level) - 0.01)) == level
+        assert len(values) <= 18
+
+
+def test_search_copes_with_a_fall_at_the_end() -> None:
+    """Above some quality a picture may get worse again."""
+
+    def curve(level: int) -> float:
+        return 30 + level / 20 if level < 200 else 40 - (level - 200) / 10
+
+    values = search(curve, Target("psnr", 38.5))
+    assert min(abs(v - 38.5) for v in values.values()) < 0.06
+
+
+# ---- Ray ----
+
+
+def test_ray_workers_without_a_cluster(picture: Make, tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker does with a batch."""
+    import mcodec.ray
+
+    monkeypatch.setattr("mcodec.ray.load", lambda *_: tiny)
+    buffer = io.BytesIO()
+    Image.fromarray(picture(20, 30)).save(buffer, "PNG")
+    batch = {"bytes": np.array([buffer.getvalue(), b"no picture"], object), "path": np.array(["a", "b"])}
+    coded = mcodec.ray.Encode(quality=60)(batch)
+    assert coded["mci"][0] == tiny.encode(picture(20, 30), 60) and coded["mci"][1] is None
+    assert coded["error"][0] is None and "unknown format" in coded["error"][1]
+    decoded = mcodec.ray.Decode(column="mci")({"mci": coded["mci"][:1]})
+    assert np.array_equal(decoded["image"][0], np.asarray(tiny.decode(coded["mci"][0])))

@@ -1,0 +1,372 @@
+"""Pictures as people have them, through the command: kinds of files, streams, many files, targets, previews."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from mcodec.api import Codec
+from mcodec.bench.rd import psnr
+from mcodec.cli import main as entry
+from mcodec.container import describe
+from mcodec.image import read_raster
+
+Make = Callable[..., NDArray[np.uint8]]
+WIDTH, HEIGHT = 72, 56
+
+
+@pytest.fixture(autouse=True)
+def _small(plain: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command with a small model."""
+    monkeypatch.setattr("mcodec.cli.coding.load_codec", lambda *_: plain)
+    monkeypatch.setattr("mcodec.cli.show.load_codec", lambda *_: plain)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the command raises it
+
+
+@pytest.fixture
+def colours() -> NDArray[np.uint8]:
+    """Smooth colours: what is left of the error is the codec's."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    return np.stack([3 * x, 4 * y, 255 - 2 * x], -1).clip(0, 255).astype(np.uint8)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error) of a command line."""
+    status = entry.run([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# ---- kinds of files ----
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of input: how to make the file, and what comes back as which mode."""
+
+    name: str  # suffix included
+    mode: str  # of the PIL image that is saved; "RGB;16" and the like are arrays
+    out: str  # mode of the decoded PNG as Pillow opens it
+    save: dict[str, Any]
+    orientation: int = 1
+    profile: bool = False
+    metadata: bool = False
+
+    def __str__(self) -> str:
+        extra = f"-{self.orientation}" if self.orientation > 1 else ""
+        return f"{self.mode}-{self.name}{extra}{'-icc' if self.profile else ''}{'-meta' if self.metadata else ''}"
+
+
+def _cases() -> list[Case]:
+    jpeg = {"quality": 95, "subsampling": 0}
+    cases = [
+        Case("a.jpg", "RGB", "RGB", jpeg),
+        Case("a.jpg", "L", "L", jpeg),
+        Case("a.jpg", "CMYK", "RGB", jpeg),
+        Case("a.jpg", "YCbCr", "RGB", jpeg),
+        Case("prog.jpg", "RGB", "RGB", {**jpeg, "progressive": True}),
+        Case("a.webp", "RGB", "RGB", {"quality": 95}),
+        Case("lossless.webp", "RGBA", "RGBA", {"lossless": True}),
+        Case("a.avif", "RGB", "RGB", {"quality": 95}),
+        Case("a.avif", "RGBA", "RGBA", {"quality": 95}),
+        Case("a.bmp", "RGB", "RGB", {}),
+        Case("a.bmp", "L", "L", {}),
+        Case("a.bmp", "1", "1", {}),
+        Case("a.gif", "P", "RGB", {}),
+        Case("a.gif", "L", "L", {}),
+        Case("two.gif", "P", "RGB", {"save_all": True}),
+        Case("a.jp2", "RGB", "RGB", {}),
+        Case("a.tga", "RGBA", "RGBA", {}),
+        Case("a.ppm", "RGB", "RGB", {}),
+        Case("a.pgm", "L", "L", {}),
+        Case("a.pbm", "1", "1", {}),
+        Case("a.ico", "RGBA", "RGBA", {"sizes": [(WIDTH, HEIGHT)]}),
+        Case("wide.tif", "CMYK", "RGB", {}),
+        Case("lzw.tif", "RGB", "RGB", {"compression": "tiff_lzw"}),
+        Case("fax.tif", "1", "1", {"compression": "group4"}),
+        Case("a.png", "RGB;16", "RGB", {}),
+        Case("a.png", "RGBA;16", "RGBA", {}),
+        Case("a.png", "LA;16", "RGBA", {}),
+        Case("a.tif", "RGB;16", "RGB", {}),
+        Case("a.tif", "I;16", "I;16", {}),
+        Case("a.tif", "F", "L", {}),
+        Case("a.tif", "I", "I;16", {}),
+        Case("a.png", "RGB", "RGB", {}, profile=True, metadata=True),
+        Case("a.tif", "RGB", "RGB", {}, profile=True, metadata=True),
+        Case("a.webp", "RGB", "RGB", {"quality": 95}, profile=True, metadata=True),
+        Case("a.jpg", "CMYK", "RGB", jpeg, metadata=True),
+    ]
+    cases += [Case("a.png", mode, out, {}) for mode, out in (("1", "1"), ("L", "L"), ("LA", "LA"), ("P", "RGB"))]
+    cases += [Case("a.png", mode, mode, {}) for mode in ("RGB", "RGBA", "I;16")]
+    cases += [Case("a.jpg", "RGB", "RGB", jpeg, turn, profile=turn == 6, metadata=True) for turn in range(2, 9)]
+    return cases
+
+
+CASES = _cases()
+
+
+def _source(case: Case, colours: NDArray[np.uint8], path: Path) -> None:
+    """The case's file."""
+    if case.mode.endswith(";16") and case.mode != "I;16":
+        imagecodecs, tifffile = pytest.importorskip("imagecodecs"), pytest.importorskip("tifffile")
+        wide = colours.astype(np.uint16) * 257
+        alpha = (np.arange(HEIGHT * WIDTH, dtype=np.uint16) * 16).reshape(HEIGHT, WIDTH)
+        channels = {"RGB": [wide], "RGBA": [wide, alpha], "LA": [wide[..., 0], alpha]}[case.mode[:-3]]
+        array = np.dstack(channels) if len(channels) > 1 else channels[0]
+        if case.name.endswith("png"):
+            path.write_bytes(imagecodecs.png_encode(array))
+        else:
+            tifffile.imwrite(path, array, photometric="rgb")
+        return
+    image = Image.fromarray(colours)
+    if case.mode in ("I;16", "I"):
+        image = Image.fromarray(colours[..., 0].astype(np.uint16 if case.mode == "I;16" else np.int32) * 257)
+    elif case.mode == "1":
+        image = Image.fromarray(colours[..., 0] > 100)
+    elif case.mode == "P":
+        image = image.quantize(256)
+    elif case.mode.endswith("A"):
+        image = image.convert(case.mode)
+        image.putalpha(Image.fromarray((np.arange(HEIGHT * WIDTH) % 256).astype(np.uint8).reshape(HEIGHT, WIDTH)))
+    elif case.mode != "RGB":
+        image = image.convert(case.mode)
+    options = dict(case.save)
+    if case.name.startswith("two"):
+        options["append_images"] = [Image.new("P", image.size)]
+    exif = Image.Exif()
+    if case.metadata:
+        exif[0x010F], exif[0x8298], exif[0x0112] = "Maker", "Somebody", case.orientation
+        if not case.name.endswith((".png", ".tif")):
+            options["xmp"] = b"<x:xmpmeta>a packet</x:xmpmeta>"
+        options["exif"] = exif
+    if case.profile:
+        options["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image.save(path, **options)
+
+
+def _looked_at(path: Path) -> Image.Image:
+    """The source as a viewer shows it."""
+    image = Image.open(io.BytesIO(path.read_bytes()))
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kinds_of_files(
+    case: Case, colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Size, mode, depth, orientation, alpha, profile, metadata and PSNR after encode and decode by the command."""
+    source, coded, copy = tmp_path / case.name, tmp_path / "coded.mci", tmp_path / "copy.png"
+    _source(case, colours, source)
+    status, _, err = run(capsys, "encode", source, coded, "-q", "40")
+    assert status == 0, err
+    status, _, err = run(capsys, "decode", coded, copy)
+    assert (status, err) == (0, "")
+
+    before, after = read_raster(source), read_raster(copy)
+    assert after.kind is before.kind and after.size == before.size == _looked_at(source).size
+    with Image.open(copy) as image:
+        assert image.mode == case.out
+    peak = 65535 if before.kind.bits == 16 else 255
+    a, b = (np.asarray(r.samples).astype(np.float64) * 255 / peak for r in (before, after))
+    assert psnr(a, b) > (11 if before.kind.bits == 1 else 22), psnr(a, b)  # type: ignore[arg-type]
+    if before.alpha is not None:
+        assert np.array_equal(before.alpha, after.alpha)
+    assert (before.alpha is None) == (after.alpha is None)
+    assert after.metadata.icc == before.metadata.icc and (before.metadata.icc is not None) == case.profile
+    assert after.metadata.xmp == before.metadata.xmp
+    if case.metadata:
+        exif = after.image().getexif()
+        assert (exif[0x010F], exif[0x8298], exif.get(0x0112, 1)) == ("Maker", "Somebody", 1)
+        if ".jpg" in case.name or ".webp" in case.name:
+            assert after.metadata.xmp == b"<x:xmpmeta>a packet</x:xmpmeta>"
+
+
+def test_there_are_enough_kinds() -> None:
+    assert len({str(case) for case in CASES}) == len(CASES) >= 40
+
+
+def test_strip(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(0x8825)[1] = "N"
+    source = tmp_path / "a.jpg"
+    Image.fromarray(colours).save(source, exif=exif, xmp=b"<x/>", icc_profile=b"profile")
+    sections = {}
+    for option in ("--force", "--strip", "--strip-gps"):
+        assert run(capsys, "encode", source, option, "--force")[0] == 0
+        sections[option] = describe(source.with_suffix(".mci").read_bytes())["sections"]
+    assert set(sections["--force"]) == set(sections["--strip-gps"]) == {"codes", "icc", "exif", "xmp"}
+    assert set(sections["--strip"]) == {"codes"}
+
+
+@pytest.mark.filterwarnings("always::mcodec.errors.LossWarning")
+def test_notes_and_losses_are_said(
+    colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "a.png"
+    Image.fromarray(colours).quantize(256).save(source)
+    assert f"mcodec: note: {source}: a palette becomes RGB" in run(capsys, "encode", source)[2]
+    Image.fromarray(np.dstack([colours, colours[..., 0]])).save(source)
+    assert run(capsys, "encode", source, "--force")[0] == 0
+    status, _, err = run(capsys, "decode", source.with_suffix(".mci"), tmp_path / "b.jpg")
+    assert status == 0 and "mcodec: warning: JPEG cannot hold alpha" in err
+
+
+# ---- streams ----
+
+
+def test_streams(
+    colours: NDArray[np.uint8],
+    tmp_path: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(colours).save(buffer, "PNG")
+
+    def piped(data: bytes, *arguments: str) -> bytes:
+        stream = io.TextIOWrapper(io.BytesIO(data))
+        monkeypatch.setattr("sys.stdin", stream)
+        assert entry.run(arguments) == 0
+        return capfdbinary.readouterr().out
+
+    data = piped(buffer.getvalue(), "encode", "-", "-")
+    assert data == piped(buffer.getvalue(), "encode", "-")
+    assert describe(data)["width"] == WIDTH
+    for form in ("png", "jpg"):
+        with Image.open(io.BytesIO(piped(data, "decode", "-", "-", "--format", form))) as image:
+            assert image.size == (WIDTH, HEIGHT) and image.format == {"png": "PNG", "jpg": "JPEG"}[form]
+    piped(buffer.getvalue(), "encode", "-", str(tmp_path / "a.mci"))
+    assert (tmp_path / "a.mci").read_bytes() == data
+
+
+# ---- many files ----
+
+
+@pytest.fixture
+def folder(colours: NDArray[np.uint8], tmp_path: Path) -> Path:
+    """Five pictures, two of them below, two broken, one text."""
+    root = tmp_path / "in"
+    (root / "sub" / "deep").mkdir(parents=True)
+    for name in ("a.png", "b.jpg", "c.webp", "sub/d.png", "sub/deep/e.png"):
+        Image.fromarray(colours).save(root / name)
+    (root / "broken.png").write_text("no pixels")
+    whole = (root / "a.png").read_bytes()
+    (root / "sub" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (root / "notes.txt").write_text("not a picture")
+    return root
+
+
+def _files(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def test_folders(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bad files are reported and the rest goes on; what is done is not done again."""
+    out, back = tmp_path / "out", tmp_path / "back"
+    status, text, err = run(capsys, "encode", folder, out, "--recursive", "--jobs", "2")
+    assert status == 1 and text == "5 done, 0 skipped, 2 failed\n"
+    assert err.count("mcodec: error: ") == err.count("\n") == 2 and "broken.png" in err and "cut.png" in err
+    expected = ["a.mci", "b.mci", "c.mci", "sub/d.mci", "sub/deep/e.mci"]
+    assert _files(out) == expected
+    times = [os.stat(out / name).st_mtime_ns for name in expected]
+    status, text, _ = run(capsys, "encode", folder, out, "--recursive")
+    assert status == 1 and text == "0 done, 5 skipped, 2 failed\n"
+    assert times == [os.stat(out / name).st_mtime_ns for name in expected]
+    (out / "b.mci").unlink()  # as after an interruption
+    assert run(capsys, "encode", folder, out, "--recursive")[1] == "1 done, 4 skipped, 2 failed\n"
+
+    status, text, err = run(capsys, "decode", out, back, "--recursive", "--format", "bmp", "--json")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert (status, err) == (0, "5 done, 0 skipped, 0 failed\n")
+    assert sorted(row["target"] for row in rows) == sorted(str(back / n.replace(".mci", ".bmp")) for n in expected)
+    assert {row["status"] for row in rows} == {"done"} and {row["width"] for row in rows} == {WIDTH}
+
+
+def test_json_tells_of_every_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    status, text, _ = run(capsys, "encode", folder, out, "--json")
+    rows = {Path(row["source"]).name: row for row in map(json.loads, text.splitlines())}
+    assert status == 1 and set(rows) == {"a.png", "b.jpg", "c.webp", "broken.png"}
+    assert rows["a.png"]["bytes"] == (out / "a.mci").stat().st_size
+    assert rows["broken.png"]["status"] == "failed" and "unknown format" in rows["broken.png"]["error"]
+    status, text, _ = run(capsys, "encode", folder / "a.png", tmp_path / "one.mci", "--json")
+    assert status == 0 and json.loads(text)["bytes"] == (tmp_path / "one.mci").stat().st_size
+
+
+def test_patterns_and_lists(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run(capsys, "encode", str(folder / "[ab].*"), out)[1] == "2 done, 0 skipped, 0 failed\n"
+    assert run(capsys, "encode", folder / "a.png", folder / "c.webp", out)[1] == "1 done, 1 skipped, 0 failed\n"
+    Image.new("RGB", (5, 5)).save(folder / "a.bmp")
+    assert run(capsys, "encode", folder / "a.png", folder / "a.bmp", tmp_path / "same")[0] == 0
+    assert _files(tmp_path / "same") == ["a.bmp.mci", "a.png.mci"]
+    for arguments, status in (((folder,), 2), ((folder, folder / "a.png"), 1)):
+        assert run(capsys, "encode", *arguments)[0] == status
+
+
+def test_an_interrupted_run_leaves_whole_files_only(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, plain: Codec
+) -> None:
+    calls = []
+    encode = plain.encode
+
+    def interrupted(*arguments: Any) -> bytes:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(plain, "encode", interrupted)
+    status, _, err = run(capsys, "encode", folder, tmp_path / "out", "--jobs", "1")
+    assert status == 130 and "interrupted" in err
+    for name in _files(tmp_path / "out"):
+        assert name.endswith(".mci") and describe((tmp_path / "out" / name).read_bytes())["width"] == WIDTH
+
+
+# ---- targets, previews, regions ----
+
+
+def test_targets(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "a.png"
+    Image.fromarray(colours).save(source)
+    status, _, err = run(capsys, "encode", source, "--target-psnr", "30")
+    assert status == 0, err
+    assert run(capsys, "decode", source.with_suffix(".mci"), tmp_path / "b.png")[0] == 0
+    assert abs(psnr(colours, np.asarray(Image.open(tmp_path / "b.png"))) - 30) < 0.02 * 30
+    status, _, err = run(capsys, "encode", source, "--target-bytes", "20", "--force")
+    assert status == 1 and "the nearest is" in err and err.count("\n") == 1
+    assert run(capsys, "encode", source, "--target-bpp", "1", "-q", "5")[0] == 2
+
+
+def test_previews_and_regions(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, coded = tmp_path / "a.png", tmp_path / "a.mci"
+    Image.fromarray(colours).save(source)
+    assert run(capsys, "encode", source, "-q", "80")[0] == 0
+    status, text, _ = run(capsys, "info", coded, "--stages", "--json")
+    stages = json.loads(text)["stages"]
+    assert status == 0 and len(stages) == 4 and json.loads(text)["sections"]["codes"] == sum(stages)
+    assert run(capsys, "decode", coded, tmp_path / "two.png", "--stages", "2")[0] == 0
+    head = tmp_path / "head.mci"
+    head.write_bytes(coded.read_bytes()[: 30 + sum(stages[:2])])
+    assert run(capsys, "decode", head)[0] == 1
+    assert run(capsys, "decode", head, "--partial")[0] == 0
+    assert (tmp_path / "head.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert run(capsys, "decode", coded, tmp_path / "part.png", "--region", "8,4,20,10")[0] == 0
+    with Image.open(tmp_path / "part.png") as image:
+        assert image.size == (20, 10)
+    for option, value, status in (("--region", "70,0,5,5", 1), ("--stages", "9", 1), ("--region", "1,2,3", 2)):
+        got, _, err = run(capsys, "decode", coded, tmp_path / "bad.png", option, value)
+        assert got == status and err.count("\n") == 1
+    assert not (tmp_path / "bad.png").exists()
