@@ -15,7 +15,6 @@ from torch import Tensor
 from mcodec import container, entropy, weights
 from mcodec.errors import WrongModel
 from mcodec.image import Picture, from_tensor, to_array, to_tensor
-from mcodec.kernels.pvq_assign import pvq_assign
 from mcodec.model import Cascade, level_of
 from mcodec.model.cascade import BETA
 
@@ -85,33 +84,22 @@ class Codec:
 
     def _encode(self, arrays: list[NDArray[np.uint8]], levels: list[int]) -> list[bytes]:
         x = torch.cat([to_tensor(a, self.model.config.multiple) for a in arrays]).to(self.device)
-        coders = [entropy.Encoder() for _ in arrays]
+        coder = entropy.batch_encoder(len(arrays), self.device)
 
         def assign(index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
             book = self.model.stage(index).codebooks
-            vectors = book.vectors(latents)
-            codes = []
-            for item, coder in enumerate(coders):
-                prior = self._prior(index, offset, scale, item)
-                if prior[0] is None:
-                    nearest = pvq_assign(vectors[item : item + 1], book.codewords, 1.0)
-                    chosen = nearest[0].to(torch.int32).cpu().numpy()
-                else:
-                    floats = (vectors[item].cpu().contiguous().numpy(), book.codewords.detach().cpu().numpy())
-                    chosen = entropy.assign(self._tables[index], *prior, *floats, BETA)
-                coder.add_stage(self._tables[index], *prior, chosen)
-                codes.append(torch.from_numpy(chosen))
-            return torch.stack(codes).unflatten(2, latents.shape[-2:]).to(self.device)
+            prior = self._prior(index, offset, scale)
+            codes = coder.encode_stage(self._tables[index], *prior, book.vectors(latents), book.codewords, BETA)
+            return codes.unflatten(2, latents.shape[-2:])
 
         level = torch.tensor(levels, dtype=torch.float32, device=self.device)
         with torch.no_grad(), self._precision():
             self.model.encode(x, level, assign)
-        streams = [coder.finish() for coder in coders]
         return [
             container.pack(
                 container.Container(container.Header(a.shape[1], a.shape[0], lv, self.fingerprint), stream)
             )
-            for a, lv, stream in zip(arrays, levels, streams, strict=True)
+            for a, lv, stream in zip(arrays, levels, coder.finish(), strict=True)
         ]
 
     # ---- decoding -----------------------------------------------------------------------------------------
@@ -136,7 +124,7 @@ class Codec:
 
     def codes(self, data: bytes) -> list[Tensor]:
         """The decoded codes of a file, stage by stage: int32 `[M, H/r, W/r]` of the padded picture."""
-        return [stage[0] for stage in self._decode([self._open(data)])[1]]
+        return [stage[0].cpu() for stage in self._decode([self._open(data)])[1]]
 
     def _open(self, data: bytes) -> container.Container:
         file = container.unpack(data)
@@ -149,7 +137,7 @@ class Codec:
 
     def _decode(self, files: list[container.Container]) -> tuple[Tensor, list[Tensor]]:
         """(synthesis state, codes per stage `[B, M, h, w]`) of files of one padded size."""
-        decoders = [entropy.Decoder(file.codes) for file in files]
+        decoder = entropy.batch_decoder([file.codes for file in files], self.device)
         height, width = self._padded(files[0].header.height, files[0].header.width)
         kept: list[Tensor] = []
 
@@ -157,32 +145,25 @@ class Codec:
             stage = self.model.config.stages[index]
             grid = (height // stage.stride, width // stage.stride)
             shape = (stage.groups, grid[0] * grid[1])
-            rows = [
-                decoder.decode_stage(self._tables[index], *self._prior(index, offset, scale, item), shape)
-                for item, decoder in enumerate(decoders)
-            ]
-            codes = torch.from_numpy(np.stack(rows)).unflatten(2, grid)
-            kept.append(codes)
-            return codes.to(self.device)
+            codes = decoder.decode_stage(self._tables[index], *self._prior(index, offset, scale), shape)
+            kept.append(codes.unflatten(2, grid))
+            return kept[-1]
 
         with self._precision():
             state = self.model.decode(height, width, self._levels(files), read)
-        for decoder in decoders:
-            decoder.finish()
+        decoder.finish()
         return state, kept
 
     # ---- shared -------------------------------------------------------------------------------------------
 
     def _prior(
-        self, index: int, offset: Tensor | None, scale: Tensor | None, item: int
-    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint8] | None]:
-        """Integer prior parameters of one picture of the batch, `[M, d, P]`."""
+        self, index: int, offset: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Prior parameters of a stage, `[B, M, d, P]`."""
         if offset is None or scale is None:
             return None, None
-        book: Callable[[Tensor], Tensor] = self.model.stage(index).codebooks.vectors
-        g = book(offset[item : item + 1])[0].to(torch.int16).cpu().numpy()
-        s = book(scale[item : item + 1])[0].to(torch.uint8).cpu().numpy()
-        return np.ascontiguousarray(g), np.ascontiguousarray(s)
+        vectors: Callable[[Tensor], Tensor] = self.model.stage(index).codebooks.vectors
+        return vectors(offset), vectors(scale)
 
     def _levels(self, files: list[container.Container]) -> Tensor:
         return torch.tensor([f.header.level for f in files], dtype=torch.float32, device=self.device)
