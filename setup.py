@@ -22,6 +22,9 @@ PACKAGES = {
     "mcodec.checkpoints": "checkpoints",
 }
 
+# Kernels; published for Linux only, and mcodec works without it.
+TRITON = "triton>=3.6; sys_platform == 'linux' and platform_machine in 'x86_64 aarch64'"
+
 
 def version() -> str:
     text = (ROOT / "codec" / "_version.py").read_text()
@@ -69,7 +72,16 @@ setup(
     extras_require={
         "train": ["matplotlib>=3.8"],
         "bench": ["compressai>=1.2.8", "matplotlib>=3.8", "bjontegaard>=1.3"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", "matplotlib>=3.8", "bjontegaard>=1.3"],
+        "gpu": [TRITON],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff>=0.9",
+            "mypy>=1.13",
+            "matplotlib>=3.8",
+            "bjontegaard>=1.3",
+            TRITON,
+        ],
     },
     entry_points={"console_scripts": ["mcodec = mcodec.cli.main:main"]},
 )
