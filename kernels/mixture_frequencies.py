@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mcodec.kernels.backend import jit, launch, tile_rows, tl, triton, use_triton, warps
 
@@ -24,8 +25,9 @@ BLOCK = 64
 class MixtureTables:
     """Integer tables of one stage on one device; ranges as in `mcodec.entropy.PriorTables`.
 
-    codewords int32 `[M, d, K]`, 1/16 step; log_weights int32 `[M, K]`, 1/64 bit; precision int32 `[S]`; limit int32
-    `[S]`, where squares are clipped so that no sum overflows.
+    codewords int32 `[M, d, K]`, 1/16 step; log_weights int32 `[M, K]`, 1/64 bit; precision int32 `[256]`; limit int32
+    `[256]`, where squares are clipped so that no sum overflows. All 256 scale indices have an entry: kernels do not
+    check them.
     """
 
     codewords: Tensor
@@ -36,7 +38,7 @@ class MixtureTables:
     @staticmethod
     def build(codewords: Tensor, log_weights: Tensor, precision: Tensor) -> MixtureTables:
         """From codewords `[M, K, d]`, log_weights `[M, K]` and precision `[S]`, of any integer type."""
-        precision = precision.to(torch.int64)
+        precision = F.pad(precision.to(torch.int64), (0, 256 - len(precision)), value=1)
         return MixtureTables(
             codewords.to(torch.int32).transpose(1, 2).contiguous(),
             log_weights.to(torch.int32).contiguous(),

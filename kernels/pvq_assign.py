@@ -42,7 +42,8 @@ def pvq_assign_reference(
     for start in range(0, p, step):
         here = slice(start, start + step)
         v = latents[..., here].transpose(2, 3)  # [B, M, p, d]
-        cost = beta * (square - 2 * torch.matmul(v, codewords.transpose(1, 2)))
+        with torch.autocast(v.device.type, enabled=False):  # distances in bfloat16 would choose at random
+            cost = beta * (square - 2 * torch.matmul(v.float(), codewords.float().transpose(1, 2)))
         if logits is not None:
             cost = cost - logits[:, :, here]
         if prior is not None:

@@ -179,11 +179,10 @@ class TensorEncoder:
     ) -> Tensor:
         """See `BatchEncoder`."""
         integers, offset, scale = _on_device(tables, offset, scale, self._device)
-        with torch.autocast(self._device.type, enabled=False):
-            if offset is None or scale is None:
-                codes = pvq_assign(latents, codewords, 1.0)
-            else:
-                codes = pvq_assign(latents, codewords, beta, prior=Prior(integers, offset, scale))
+        if offset is None or scale is None:
+            codes = pvq_assign(latents, codewords, 1.0)
+        else:
+            codes = pvq_assign(latents, codewords, beta, prior=Prior(integers, offset, scale))
         self.add_stage(tables, offset, scale, codes)
         return codes
 
