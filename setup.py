@@ -24,6 +24,9 @@ PACKAGES = {
     "mcodec.checkpoints": "checkpoints",
 }
 
+# Kernels; published for Linux only, and mcodec works without it.
+TRITON = "triton>=3.6; sys_platform == 'linux' and platform_machine in 'x86_64 aarch64'"
+
 
 def version() -> str:
     text = (ROOT / "codec" / "_version.py").read_text()
@@ -90,7 +93,8 @@ setup(
         "url": ["fsspec[http]>=2024.6"],
         "train": ["matplotlib>=3.8"],
         "bench": [*BENCH, "compressai>=1.2.8"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", *BENCH, *IMAGES, "fsspec>=2024.6"],
+        "gpu": [TRITON],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", *BENCH, *IMAGES, "fsspec>=2024.6", TRITON],
     },
     entry_points={"console_scripts": ["mcodec = mcodec.cli.main:main"]},
 )

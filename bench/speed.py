@@ -102,14 +102,14 @@ def _timed(targets: list[tuple[Any, str, str]], total: dict[str, float], device:
 
 def shares(codec: Codec, run: Callable[[], object]) -> dict[str, float]:
     """Share of transforms, context network and coder (assignment included) in one run."""
-    from mcodec import entropy
+    from mcodec.entropy import batch
 
     targets: list[tuple[Any, str, str]] = []
     for stage in codec.model.stages:
         if stage.mixture:
             targets += [(stage.context, "parameters_of", "context"), (stage.context, "absorb", "context")]
-    targets += [(entropy.Decoder, "decode_stage", "coder"), (entropy.Encoder, "add_stage", "coder")]
-    targets += [(entropy.Encoder, "finish", "coder"), (entropy, "assign", "coder")]
+    targets += [(batch.ArrayEncoder, name, "coder") for name in ("choose", "add_stage", "finish")]
+    targets += [(batch.ArrayDecoder, "decode_stage", "coder")]
     total: dict[str, float] = {}
     device = codec.device.type
     with _timed(targets, total, device):

@@ -82,11 +82,13 @@ def version() -> str:
     """Package, default weights and backends, one per line."""
     import torch
 
-    from mcodec import __version__, entropy, kernels, weights
+    from mcodec import __version__, entropy, weights
+    from mcodec.kernels.backend import use_triton
 
     default = [card for card in weights.list_models() if card["default"]]
     named = f"{weights.DEFAULT} {default[0]['sha256'][:8]}" if default else "none installed"
-    fused = getattr(kernels, "backend", lambda: "reference")()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fused = "triton" if use_triton(device) else "reference"
     return "\n".join(
         [
             f"mcodec {__version__}",

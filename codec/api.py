@@ -21,7 +21,6 @@ from mcodec.batch import Result
 from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, alpha, from_tensor, to_raster, to_tensor
-from mcodec.kernels.pvq_assign import pvq_assign
 from mcodec.model import Cascade, level_of
 from mcodec.model.cascade import BETA
 from mcodec.model.walk import Seams
@@ -169,7 +168,8 @@ class Codec:
             ends: list[list[int]] = [[]] * len(streams)
             if any(seams):  # where the stages end shows in reading them back
                 words = self._decode(streams, inner.bottom - inner.top, inner.right - inner.left, levels)[1]
-                ends = [_ends(stream, read) for stream, read in zip(streams, zip(*words, strict=True), strict=True)]
+                reads = torch.stack(words, 1).tolist()
+                ends = [_ends(stream, read) for stream, read in zip(streams, reads, strict=True)]
             for i, stream, end in zip(members, streams, ends, strict=True):
                 done[i] = stream, end
 
@@ -198,35 +198,20 @@ class Codec:
     def _encode(self, windows: list[Samples], levels: list[int], inner: Box, seams: Seams) -> list[bytes]:
         """Streams of tiles: `inner` of windows of one padded size."""
         x = torch.cat([to_tensor(w, self.model.config.multiple) for w in windows]).to(self.device)
-        coders = [entropy.Encoder() for _ in windows]
+        coder = entropy.batch_encoder(len(windows), self.device)
 
         def assign(index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
-            stage = self.model.stage(index)
-            book, tile = stage.codebooks, inner.coarser(stage.stride)
-            grid = latents.shape[2], latents.shape[3]
-            vectors = book.vectors(latents)
-            codes = []
-            for item, coder in enumerate(coders):
-                prior = self._prior(index, offset, scale, item)
-                if prior[0] is None:
-                    nearest = pvq_assign(vectors[item : item + 1], book.codewords, 1.0)
-                    chosen = nearest[0].to(torch.int32).cpu().numpy()
-                else:
-                    floats = (vectors[item].cpu().contiguous().numpy(), book.codewords.detach().cpu().numpy())
-                    chosen = entropy.assign(self._tables[index], *prior, *floats, BETA)
-                coder.add_stage(
-                    self._tables[index],
-                    _part(prior[0], grid, tile),
-                    _part(prior[1], grid, tile),
-                    _part(chosen, grid, tile),
-                )
-                codes.append(torch.from_numpy(chosen))
-            return torch.stack(codes).unflatten(2, grid).to(self.device)
+            stage, tables = self.model.stage(index), self._tables[index]
+            book, tile, grid = stage.codebooks, inner.coarser(stage.stride), (latents.shape[2], latents.shape[3])
+            prior = self._prior(index, offset, scale)
+            codes = coder.choose(tables, *prior, book.vectors(latents), book.codewords, BETA)
+            coder.add_stage(tables, *(_part(x, grid, tile) for x in prior), _part(codes, grid, tile))
+            return codes.unflatten(2, grid)
 
         level = torch.tensor(levels, dtype=torch.float32, device=self.device)
         with torch.no_grad(), self._precision():
             self.model.encode(x, level, assign, seams if any(seams) else None)
-        return [coder.finish() for coder in coders]
+        return coder.finish()
 
     # ---- decoding -----------------------------------------------------------------------------------------
 
@@ -279,7 +264,7 @@ class Codec:
 
     def codes_batch(self, data: Sequence[bytes]) -> list[list[Tensor]]:
         """`codes` for files of any sizes."""
-        return self._canvases([self._open(d) for d in data])
+        return [[stage.cpu() for stage in stages] for stages in self._canvases([self._open(d) for d in data])]
 
     def stage_bytes(self, data: bytes) -> list[int]:
         """How many bytes of a file each stage takes."""
@@ -290,7 +275,7 @@ class Codec:
         padded = self._padded(file.header.height, file.header.width)
         stream = streams.stream(0)
         words = self._decode([stream], *padded, [file.header.level])[1]
-        ends = _ends(stream, [read[0] for read in words])
+        ends = _ends(stream, torch.cat(words).tolist())
         return [end - begin for begin, end in pairwise((0, *ends))]
 
     def _open(self, data: bytes, partial: bool = False) -> Container:
@@ -447,27 +432,23 @@ class Codec:
         levels: list[int],
         count: int | None = None,
         partial: bool = False,
-    ) -> tuple[list[Tensor], list[list[int]]]:
-        """Tiles of one padded size: per stage the codes, `[B, M, h, w]`, and how many words are read at its end.
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Tiles of one padded size: per stage the codes, `[B, M, h, w]`, and how many words are read at its end, `[B]`.
 
         count: how many stages to read. partial: as many of them as are whole.
         """
-        decoders = [entropy.Decoder(stream) for stream in streams]
+        decoder = entropy.batch_decoder(streams, self.device, truncated=partial)
         kept: list[Tensor] = []
-        words: list[list[int]] = []
+        words: list[Tensor] = []
 
         def read(index: int, offset: Tensor | None, scale: Tensor | None) -> Tensor:
             stage = self.model.config.stages[index]
             grid = (height // stage.stride, width // stage.stride)
             shape = (stage.groups, grid[0] * grid[1])
-            rows = [
-                decoder.decode_stage(self._tables[index], *self._prior(index, offset, scale, item), shape)
-                for item, decoder in enumerate(decoders)
-            ]
-            codes = torch.from_numpy(np.stack(rows)).unflatten(2, grid).to(self.device)
-            kept.append(codes)
-            words.append([decoder.words_read for decoder in decoders])
-            return codes
+            codes = decoder.decode_stage(self._tables[index], *self._prior(index, offset, scale), shape)
+            kept.append(codes.unflatten(2, grid))
+            words.append(decoder.words_read)
+            return kept[-1]
 
         try:
             with self._precision():
@@ -477,22 +458,19 @@ class Codec:
                 raise
             return kept, words
         if (count is None or count == self.stages) and not partial:
-            for decoder in decoders:
-                decoder.finish()
+            decoder.finish()
         return kept, words
 
     # ---- shared -------------------------------------------------------------------------------------------
 
     def _prior(
-        self, index: int, offset: Tensor | None, scale: Tensor | None, item: int
-    ) -> tuple[NDArray[np.int16] | None, NDArray[np.uint8] | None]:
-        """Integer prior parameters of one picture of the batch, `[M, d, P]`."""
+        self, index: int, offset: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Prior parameters of a stage, `[B, M, d, P]`."""
         if offset is None or scale is None:
             return None, None
-        book: Callable[[Tensor], Tensor] = self.model.stage(index).codebooks.vectors
-        g = book(offset[item : item + 1])[0].to(torch.int16).cpu().numpy()
-        s = book(scale[item : item + 1])[0].to(torch.uint8).cpu().numpy()
-        return np.ascontiguousarray(g), np.ascontiguousarray(s)
+        vectors: Callable[[Tensor], Tensor] = self.model.stage(index).codebooks.vectors
+        return vectors(offset), vectors(scale)
 
     def _levels(self, levels: Sequence[int]) -> Tensor:
         return torch.tensor(levels, dtype=torch.float32, device=self.device)
@@ -540,12 +518,11 @@ def _ends(stream: bytes, words: Sequence[int]) -> list[int]:
     return [len(stream) - tiles.WORD_BYTES * (words[-1] - read) for read in words]
 
 
-def _part(array: Any, grid: tuple[int, int], box: Box) -> Any:
-    """`box` of the last axis of an array, which runs over the positions of a grid."""
-    if array is None or grid == (box.bottom - box.top, box.right - box.left):
-        return array
-    cut = array.reshape(*array.shape[:-1], *grid)[..., box.top : box.bottom, box.left : box.right]
-    return np.ascontiguousarray(cut).reshape(*array.shape[:-1], -1)
+def _part(x: Any, grid: tuple[int, int], box: Box) -> Any:
+    """`box` of the last axis of a tensor (or None), which runs over the positions of a grid."""
+    if x is None or grid == (box.bottom - box.top, box.right - box.left):
+        return x
+    return box.crop(x.unflatten(-1, grid), Box(0, 0, *grid)).flatten(-2)
 
 
 def _region(header: Header, region: tuple[int, int, int, int] | None) -> Box:

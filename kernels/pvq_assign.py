@@ -1,29 +1,145 @@
-"""Rate-aware assignment of latents to codewords."""
+"""Rate-aware assignment of latents to codewords (entropy-constrained vector quantization)."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mcodec.kernels.backend import interpreted, jit, launch, tl, triton, use_triton
+from mcodec.kernels.mixture_frequencies import MixtureTables, components_last, logits_of, skipped, tile_logits
 
-def pvq_assign(
-    latents: Tensor, codewords: Tensor, beta: float, logits: Tensor | None = None, chunk: int = 1 << 24
+#: Nats per unit of the integer logits.
+NATS = math.log(2) / 64
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The integer prior of a stage: tables, and offset int16 and scale uint8 `[B, M, d, P]`."""
+
+    tables: MixtureTables
+    offset: Tensor
+    scale: Tensor
+
+
+def pvq_assign_reference(
+    latents: Tensor,
+    codewords: Tensor,
+    beta: float,
+    logits: Tensor | None = None,
+    chunk: int = 1 << 24,
+    prior: Prior | None = None,
 ) -> Tensor:
-    """argmin_k beta * |v - mu_k|^2 - logits_k for every sub-vector.
-
-    latents `[B, M, d, P]`, codewords `[M, K, d]`, beta in nats per squared step, logits `[B, M, P, K]` in nats
-    (None: nearest codeword). Returns codes `[B, M, P]`, int64; ties go to the lowest k. At most about `chunk`
-    distances are held at a time.
-    """
+    """`pvq_assign` in torch. At most about `chunk` distances are held at a time."""
     b, m, _, p = latents.shape
     k = codewords.shape[1]
     square = codewords.square().sum(2)[:, None, :]  # [M, 1, K]
-    step = max(1, chunk // (b * m * k))
+    group = torch.arange(m, device=latents.device)[None, :, None]
+    step = max(1, chunk // max(1, b * m * k))
     parts = []
     for start in range(0, p, step):
-        v = latents[..., start : start + step].transpose(2, 3)  # [B, M, p, d]
-        cost = beta * (square - 2 * torch.matmul(v, codewords.transpose(1, 2)))
+        here = slice(start, start + step)
+        v = latents[..., here].transpose(2, 3)  # [B, M, p, d]
+        with torch.autocast(v.device.type, enabled=False):  # distances in bfloat16 would choose at random
+            cost = beta * (square - 2 * torch.matmul(v.float(), codewords.float().transpose(1, 2)))
         if logits is not None:
-            cost = cost - logits[:, :, start : start + step]
+            cost = cost - logits[:, :, here]
+        if prior is not None:
+            context = components_last(prior.offset[..., here]), components_last(prior.scale[..., here])
+            cost = cost - NATS * logits_of(prior.tables, group, *context).to(cost.dtype)
         parts.append(cost.argmin(3))
-    return torch.cat(parts, 2) if parts else latents.new_zeros((b, m, 0), dtype=torch.int64)
+    codes = torch.cat(parts, 2) if parts else latents.new_zeros((b, m, 0), dtype=torch.int64)
+    return codes if prior is None else codes.masked_fill(skipped(prior.scale), 0)
+
+
+@jit
+def _assign_kernel(  # type: ignore[no-untyped-def]
+    latents, points, beta, nats, logits, codewords, log_weights, precision, limit, offset, scale, codes, M, P,
+    K: tl.constexpr, D: tl.constexpr, RATE: tl.constexpr, PRIOR: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    p = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    group = tl.program_id(1).to(tl.int64)
+    stream = tl.program_id(2).to(tl.int64)
+    valid = p < P
+    cell = (stream * M + group) * P + p
+    component = (stream * M + group) * D * P + p
+    least = tl.full([ROWS], float("inf"), tl.float32)
+    winner = tl.zeros([ROWS], tl.int32)
+    coded = valid
+    for first in range(0, K, COLUMNS):
+        k = first + tl.arange(0, COLUMNS)
+        inside = k < K
+        distance = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for j in range(D):
+            v = tl.load(latents + component + j * P, mask=valid, other=0.0)
+            mu = tl.load(points + (group * D + j) * K + k, mask=inside, other=0.0)
+            difference = v[:, None] - mu[None, :]
+            distance += difference * difference
+        value = beta * distance
+        if RATE:
+            value -= tl.load(
+                logits + cell[:, None] * K + k[None, :], mask=valid[:, None] & inside[None, :], other=0.0
+            ).to(tl.float32)
+        if PRIOR:
+            logit, coded = tile_logits(
+                codewords, log_weights, precision, limit, offset, scale, component, group, valid, k[None, :], P, K, D,
+                False,
+            )
+            value -= nats * logit.to(tl.float32)
+        value = tl.where(inside[None, :], value, float("inf"))
+        # the lowest k of equals: within the tile by the minimum, between tiles by the strict comparison
+        here = tl.min(value, 1)
+        index = tl.min(tl.where(value == here[:, None], k[None, :], K), 1)
+        better = here < least
+        winner = tl.where(better, index, winner)
+        least = tl.where(better, here, least)
+    tl.store(codes + cell, tl.where(coded, winner, 0).to(tl.int64), mask=valid)
+
+
+def pvq_assign(
+    latents: Tensor,
+    codewords: Tensor,
+    beta: float,
+    logits: Tensor | None = None,
+    chunk: int = 1 << 24,
+    prior: Prior | None = None,
+) -> Tensor:
+    """argmin_k beta * |v - mu_k|^2 - ln p_k for every sub-vector.
+
+    latents `[B, M, d, P]`, codewords `[M, K, d]`, beta in nats per squared step. ln p_k is up to a constant one of
+
+    - logits `[B, M, P, K]`, in nats (training has them for its gradient);
+    - the integer logits of `prior`, evaluated where they are used; a skipped symbol's code is 0;
+    - nothing: the nearest codeword.
+
+    Returns codes `[B, M, P]`, int64. Exact ties go to the lowest k; implementations may part where two costs are equal
+    but for the rounding of float32. The kernel holds a tile of distances, the reference at most about
+    `chunk`. Per symbol: 4 d + 8 bytes (4 K more with logits) and K (3 d + 3) float operations, with a prior K (6 d + 5)
+    integer ones more.
+    """
+    if not use_triton(latents.device):
+        return pvq_assign_reference(latents, codewords, beta, logits, chunk, prior)
+    batch, groups, dimension, positions = latents.shape
+    size = codewords.shape[1]
+    codes = torch.empty((batch, groups, positions), dtype=torch.int64, device=latents.device)
+    points = codewords.detach().float().transpose(1, 2).contiguous()
+    unused = codes  # arguments that no branch reads
+    columns = min(2048 if interpreted() else 128, triton.next_power_of_2(size))
+    rows = min(16, triton.next_power_of_2(max(positions, 1)))
+    integers = (
+        (unused,) * 6
+        if prior is None
+        else (
+            prior.tables.codewords, prior.tables.log_weights, prior.tables.precision, prior.tables.limit,
+            prior.offset.contiguous(), prior.scale.contiguous(),
+        )
+    )
+    launch(
+        _assign_kernel, (-(-positions // rows), groups, batch), latents.detach().float().contiguous(), points,
+        float(beta), NATS, unused if logits is None else logits.contiguous(), *integers, codes, groups, positions,
+        K=size, D=dimension, RATE=logits is not None, PRIOR=prior is not None, ROWS=rows, COLUMNS=columns, num_warps=4,
+    )
+    return codes

@@ -1,17 +1,66 @@
-"""Shared fixtures: a codec with the tiny model, and pictures made from a seed."""
+"""Shared fixtures: a codec with the tiny model, pictures made from a seed, implementations of kernels."""
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
+# Triton looks at this once, when mcodec is imported: without a GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from tiny import TINY, lively
 
 from mcodec.api import Codec
+from mcodec.kernels import backend
 from mcodec.model import Cascade
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What mcodec allocates without a value holds NaN or 0x7f..., so that an element nobody writes is noticed."""
+
+    def poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(make)
+        def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
+            out = make(*args, **kwargs)
+            if sys._getframe(1).f_globals.get("__name__", "").startswith("mcodec."):
+                with torch.no_grad():
+                    out.fill_(float("nan") if out.is_floating_point() else int("7f" * out.element_size(), 16))
+            return out
+
+        return wrapped
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture(params=["reference", "interpreter", "gpu"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Every implementation of the kernels, one after the other: the device of its tensors."""
+    if request.param == "gpu" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if request.param == "interpreter" and not backend.interpreted():
+        pytest.skip("needs Triton, and no CUDA device, for which its kernels are compiled")
+    monkeypatch.setenv("MCODEC_KERNELS", "reference" if request.param == "reference" else "triton")
+    return torch.device("cuda" if request.param == "gpu" else "cpu")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """For shapes that are too large for the interpreter."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    monkeypatch.setenv("MCODEC_KERNELS", "triton")
+    return torch.device("cuda")
 
 
 @pytest.fixture(scope="session")

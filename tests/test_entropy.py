@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from stages import Context, Stage, random_stage, sample, slow_row, slow_stream, static, tables_of
 
 from mcodec.entropy import (
     Decoder,
@@ -32,9 +33,6 @@ from mcodec.errors import CorruptStream
 COMPILED = pytest.mark.skipif(coder._extension is None, reason="the compiled entropy coder was not built")
 BACKENDS = [pytest.param("c", marks=COMPILED), "numpy"]
 
-Context = tuple[NDArray[np.int16] | None, NDArray[np.uint8] | None]
-Stage = tuple[PriorTables, Context, NDArray[np.int32]]
-
 
 def using(name: str) -> AbstractContextManager[Any]:
     return mock.patch.dict(os.environ, {"MCODEC_ENTROPY": name})
@@ -46,46 +44,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     with using(request.param):
         assert backend() == request.param
         yield request.param
-
-
-# ---------------------------------------------------------------------------------------------- stages from a seed
-
-
-def tables_of(codewords: Any, log_weights: Any, precision: Any = (1,)) -> PriorTables:
-    return PriorTables(np.array(codewords, np.int16), np.array(log_weights, np.int16), np.array(precision, np.int32))
-
-
-def static(log_weights: list[int], codes: list[int]) -> Stage:
-    """One sub-codebook without context."""
-    tables = tables_of(np.zeros((1, len(log_weights), 1)), [log_weights])
-    return tables, (None, None), np.array([codes], np.int32).reshape(1, -1)
-
-
-def random_stage(
-    seed: int, groups: int, size: int, dimension: int, positions: int, skip: float = 0.3, spread: int = 60
-) -> Stage:
-    """A stage with context whose codes follow its own probabilities, nearly."""
-    rng = np.random.default_rng(seed)
-    tables = tables_of(
-        rng.integers(-spread, spread + 1, (groups, size, dimension)),
-        rng.integers(-400, 1, (groups, size)),
-        np.maximum(1, 2**14 >> np.arange(14)),
-    )
-    offset = rng.integers(-spread, spread + 1, (groups, dimension, positions)).astype(np.int16)
-    scale = rng.integers(0, 14, (groups, dimension, positions)).astype(np.uint8)
-    scale.transpose(0, 2, 1)[rng.random((groups, positions)) < skip] = 0
-    return tables, (offset, scale), sample(tables, (offset, scale), positions, rng)
-
-
-def sample(tables: PriorTables, context: Context, positions: int, rng: np.random.Generator) -> NDArray[np.int32]:
-    groups = len(tables.codewords)
-    codes = np.zeros((groups, positions), np.int32)
-    if positions:
-        for group in range(groups):
-            ends = frequency_rows(tables, *context, group, np.arange(positions)).cumsum(1)
-            codes[group] = (ends <= rng.integers(0, 65536, (positions, 1))).sum(1)
-    codes[~rans.coded_symbols(context[1], codes.shape)] = 0
-    return codes
 
 
 def encode(stages: list[Stage], lanes: int | None = None) -> bytes:
@@ -110,54 +68,6 @@ def ideal_bits(stages: list[Stage]) -> float:
     for tables, context, codes in stages:
         encoder.add_stage(tables, *context, codes)
     return encoder.bits
-
-
-def slow_row(tables: PriorTables, context: Context, group: int, position: int) -> list[int]:
-    """The law of docs/ENTROPY.md, word for word, in Python's unbounded integers."""
-    points: list[list[int]] = tables.codewords[group].tolist()
-    logits: list[int] = tables.log_weights[group].tolist()
-    dimension, size = len(points[0]), len(points)
-    offset, scale = context
-    if offset is not None and scale is not None:
-        for k, point in enumerate(points):
-            cost = 512
-            for j, coordinate in enumerate(point):
-                a = int(tables.precision[scale[group, j, position]])
-                square = (coordinate - int(offset[group, j, position])) ** 2
-                cost += a * min(square, (2**31 - 1) // (dimension * a))
-            logits[k] -= cost // 1024
-    f = [max(logits) - value for value in logits]
-    w = []
-    for value in f:
-        n, t = divmod(value, 64)
-        p = 32768 - 21997 * t // 64 + 5613 * t * t // 4096
-        w.append(p // 2**n if n < 16 else 0)
-    inverse = (65536 - size) * 2**31 // sum(w)
-    freq = [1 + value * inverse // 2**31 for value in w]
-    freq[f.index(0)] += 65536 - sum(freq)
-    return freq
-
-
-def slow_stream(stages: list[Stage], lanes: int) -> bytes:
-    """The stream of docs/ENTROPY.md in Python's unbounded integers, from the last symbol to the first."""
-    symbols = []
-    for tables, context, codes in stages:
-        rank = 0
-        for group, position in np.ndindex(codes.shape):
-            if context[1] is not None and not context[1][group, :, position].any():
-                continue
-            row, k = slow_row(tables, context, group, position), int(codes[group, position])
-            symbols.append((rank % lanes, sum(row[:k]), row[k]))
-            rank += 1
-    states, words = [2**32] * lanes, b""
-    for lane, start, freq in reversed(symbols):
-        if states[lane] >= freq * 2**32:
-            states[lane], word = divmod(states[lane], 2**16)
-            words = word.to_bytes(2, "little") + words
-        quotient, rest = divmod(states[lane], freq)
-        states[lane] = quotient * 2**16 + start + rest
-        assert 2**32 <= states[lane] < 2**48
-    return bytes([lanes.bit_length() - 1]) + b"".join(x.to_bytes(6, "little") for x in states) + words
 
 
 # ------------------------------------------------------------------------------------------------ literal streams

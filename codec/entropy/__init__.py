@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mcodec.entropy.batch import BatchDecoder, BatchEncoder, batch_decoder, batch_encoder
 from mcodec.entropy.coder import (
     Decoder,
     Encoder,
@@ -14,11 +15,15 @@ from mcodec.entropy.coder import (
 )
 
 __all__ = [
+    "BatchDecoder",
+    "BatchEncoder",
     "Decoder",
     "Encoder",
     "PriorTables",
     "assign",
     "backend",
+    "batch_decoder",
+    "batch_encoder",
     "frequency_rows",
     "intervals",
     "lanes_for",

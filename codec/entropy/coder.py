@@ -1,9 +1,9 @@
 """Codes of a tile to bytes and back, by the compiled backend or the numpy reference.
 
 `MCODEC_ENTROPY` chooses the backend: `c`, `numpy`, or `auto` (the default: c, or numpy with a warning where
-the extension was not built). Both give the same bytes and the same codes: the choice only changes the time.
-`assign`, which only an encoder uses, works in float32; there the backends may part where two codewords are
-equally good.
+the extension was not built). `tensor` is a choice of mcodec.entropy.batch and means `auto` here. All give the
+same bytes and the same codes: the choice only changes the time. `assign`, which only an encoder uses, works in
+float32; there the backends may part where two codewords are equally good.
 
 One stage has M sub-codebooks of K codewords of dimension d over P positions. Its arrays, the same everywhere:
 
@@ -21,16 +21,18 @@ import importlib
 import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from mcodec.entropy import rans
 from mcodec.errors import CorruptStream
+from mcodec.kernels.mixture_frequencies import MixtureTables
 
 #: Limits of the tables and arrays; docs/ENTROPY.md says what each one protects.
 MAX_CODEWORDS = 8192
@@ -42,7 +44,7 @@ MAX_LOG2_LANES = 10
 #: What a lane must carry, in the unit of `lanes_for`: at least 6040 bytes, of which its state's 6 are 0.1 %.
 SURPRISE_PER_LANE = 33500 << 16
 
-_CHOICES = ("auto", "c", "numpy")
+_CHOICES = ("auto", "c", "numpy", "tensor")
 
 _extension: ModuleType | None = None
 _failure: ImportError | None = None
@@ -61,20 +63,26 @@ def _warn_missing() -> None:
     )
 
 
+def choice() -> str:
+    """What `MCODEC_ENTROPY` asks for; ValueError where that is unknown."""
+    asked = os.environ.get("MCODEC_ENTROPY", "auto")
+    if asked not in _CHOICES:
+        raise ValueError(f"MCODEC_ENTROPY must be one of {', '.join(_CHOICES)}, got {asked!r}")
+    return asked
+
+
 def backend() -> str:
     """The backend that works now: `c` or `numpy`.
 
     ValueError for an unknown `MCODEC_ENTROPY`; ImportError, with the extension's own as its cause, for `c`
     where it cannot be imported.
     """
-    choice = os.environ.get("MCODEC_ENTROPY", "auto")
-    if choice not in _CHOICES:
-        raise ValueError(f"MCODEC_ENTROPY must be one of {', '.join(_CHOICES)}, got {choice!r}")
-    if choice == "numpy":
+    asked = choice()
+    if asked == "numpy":
         return "numpy"
     if _extension is not None:
         return "c"
-    if choice == "c":
+    if asked == "c":
         raise ImportError("MCODEC_ENTROPY is c, but the compiled entropy coder is missing") from _failure
     _warn_missing()
     return "numpy"
@@ -117,6 +125,7 @@ class PriorTables:
     codewords: NDArray[np.int16]
     log_weights: NDArray[np.int16]
     precision: NDArray[np.int32]
+    _copies: dict[torch.device, MixtureTables] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         codewords = _array("codewords", self.codewords, np.int16, (None, None, None))
@@ -137,6 +146,13 @@ class PriorTables:
         _check_range("precision", precision, 1, MAX_PRECISION)
         for name, array in (("codewords", codewords), ("log_weights", log_weights), ("precision", precision)):
             object.__setattr__(self, name, array)
+
+    def on(self, device: torch.device) -> MixtureTables:
+        """The same tables as tensors, copied to a device once."""
+        if device not in self._copies:
+            arrays = (self.codewords, self.log_weights, self.precision)
+            self._copies[device] = MixtureTables.build(*(torch.from_numpy(a).to(device) for a in arrays))
+        return self._copies[device]
 
     def context(
         self, offset: NDArray[np.int16] | None, scale: NDArray[np.uint8] | None
@@ -248,6 +264,39 @@ def lanes_for(surprise: int) -> int:
     return 1 << max(0, min(MAX_LOG2_LANES, (surprise // SURPRISE_PER_LANE).bit_length() - 1))
 
 
+def parse(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+    """Head and body of a stream: (states `[L]`, the words' bytes). CorruptStream for a head that cannot be."""
+    if not data:
+        raise CorruptStream("entropy-coded data is empty")
+    if data[0] > MAX_LOG2_LANES:
+        raise CorruptStream(f"log2 of the lane count is {data[0]}, at most {MAX_LOG2_LANES} is allowed")
+    lanes = 1 << data[0]
+    head = 1 + rans.STATE_BYTES * lanes
+    size = len(data) - head
+    if size < 0 or size % 2:
+        raise CorruptStream(f"entropy-coded data of {lanes} lanes cannot have {len(data)} bytes")
+    padded = np.zeros((lanes, 8), np.uint8)
+    padded[:, : rans.STATE_BYTES] = np.frombuffer(data, np.uint8, head - 1, 1).reshape(lanes, -1)
+    states = padded.view("<u8")[:, 0].astype(np.uint64)
+    if (states < rans.LOWEST).any():
+        raise CorruptStream(f"a coder state is {states.min()}, at least {rans.LOWEST} is needed")
+    return states, np.frombuffer(data, np.uint8, size, head)
+
+
+def _ended_early(words: int) -> CorruptStream:
+    return CorruptStream(f"entropy-coded data ended early, after {words} words")
+
+
+def check_end(read: int, words: int, wrong: int, lanes: int) -> None:
+    """CorruptStream unless a decoder read all words and none of its lanes' states is wrong at the end."""
+    if read > words:
+        raise _ended_early(words)
+    if read < words:
+        raise CorruptStream(f"{words - read} words are left after the last symbol")
+    if wrong:
+        raise CorruptStream(f"{wrong} of {lanes} coder states are wrong at the end")
+
+
 class Encoder:
     """Codes of one tile to bytes::
 
@@ -299,22 +348,8 @@ class Decoder:
     """
 
     def __init__(self, data: bytes) -> None:
-        if not data:
-            raise CorruptStream("entropy-coded data is empty")
-        if data[0] > MAX_LOG2_LANES:
-            raise CorruptStream(f"log2 of the lane count is {data[0]}, at most {MAX_LOG2_LANES} is allowed")
-        lanes = 1 << data[0]
-        head = 1 + rans.STATE_BYTES * lanes
-        size = len(data) - head
-        if size < 0 or size % 2:
-            raise CorruptStream(f"entropy-coded data of {lanes} lanes cannot have {len(data)} bytes")
-        states = np.zeros((lanes, 8), np.uint8)
-        states[:, : rans.STATE_BYTES] = np.frombuffer(data, np.uint8, head - 1, 1).reshape(lanes, -1)
-        self._states = states.view("<u8")[:, 0].astype(np.uint64)
-        self._words = np.frombuffer(data, np.uint8, size, head)
+        self._states, self._words = parse(data)
         self._position = 0
-        if (self._states < rans.LOWEST).any():
-            raise CorruptStream(f"a coder state is {self._states.min()}, at least {rans.LOWEST} is needed")
 
     @property
     def words_read(self) -> int:
@@ -354,13 +389,11 @@ class Decoder:
             codes,
         )
         if position < 0:
-            raise CorruptStream(f"entropy-coded data ended early, after {len(self._words) // 2} words")
+            raise _ended_early(len(self._words) // 2)
         self._position = position
         return codes
 
     def finish(self) -> None:
         """CorruptStream unless everything was read and every lane is back where the encoder started."""
-        if left := len(self._words) // 2 - self._position:
-            raise CorruptStream(f"{left} words are left after the last symbol")
-        if wrong := np.count_nonzero(self._states != rans.LOWEST):
-            raise CorruptStream(f"{wrong} of {len(self._states)} coder states are wrong at the end")
+        wrong = int(np.count_nonzero(self._states != rans.LOWEST))
+        check_end(self._position, len(self._words) // 2, wrong, len(self._states))
