@@ -78,14 +78,15 @@ def measure(spec: str, device: str, threads: int, quality: float, picture: Path)
 def main(spec: str, device: str, threads: int, quality: float, picture: Path, file: Path, phase: str) -> None:
     """The child: encode PICTURE into FILE, or decode FILE; print JSON."""
     from mcodec.bench import codecs
-    from mcodec.image import read_image, to_array
+    from mcodec.bench.pictures import rgb
+    from mcodec.image import read_image
 
     codec = codecs.make(spec, device, threads)
     if codec.device != "cpu" or "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(threads)
-    pixels = to_array(read_image(picture))
+    pixels = rgb(read_image(picture))
     small = pixels[:64, :64]
     codec.decode(codec.encode(small, quality))  # libraries and weights are loaded lazily
     if phase == "encode":

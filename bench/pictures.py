@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mcodec.errors import BenchError, ImageError
-from mcodec.image import read_image, to_array
+from mcodec.image import read_image, to_raster
 
 #: Pictures with a shorter side are measured but left out of the means: there, headers outweigh pixels.
 MIN_SIDE = 16
@@ -39,14 +39,19 @@ class Picture:
 
     def pixels(self) -> NDArray[np.uint8]:
         """uint8 `[H, W, 3]`, upright, converted to RGB."""
-        return to_array(read_image(self.path))
+        return rgb(read_image(self.path))
+
+
+def rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 `[H, W, 3]`, upright; ImageError where it cannot be."""
+    return np.asarray(to_raster(image).image().convert("RGB"))
 
 
 def _look(path: Path) -> Picture:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         image = read_image(path)
-        height, width = to_array(image).shape[:2]
+        height, width = rgb(image).shape[:2]
     except ImageError as error:
         return Picture(path, sha256, problem=str(error).replace(str(path), path.name))
     notes = [] if image.mode == "RGB" else [f"mode {image.mode}, coded as RGB"]

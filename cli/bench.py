@@ -281,8 +281,9 @@ def speed(
     import torch
 
     from mcodec.bench import machine
+    from mcodec.bench.pictures import rgb
     from mcodec.bench.speed import PEER, measure
-    from mcodec.image import read_image, to_array
+    from mcodec.image import read_image
 
     try:
         shapes = [(int(w), int(h)) for w, _, h in (text.partition("x") for text in _names(sizes))]
@@ -291,7 +292,7 @@ def speed(
         raise click.UsageError("--sizes takes WxH,... and --batch takes N,...") from error
     if not shapes or not batches or min(min(shape) for shape in shapes) < 1 or min(batches) < 1:
         raise click.UsageError("--sizes and --batch need numbers of at least 1")
-    pixels = to_array(read_image(image))
+    pixels = rgb(read_image(image))
     codec = load_codec(model, device)
     torch.set_num_threads(threads)
     where = machine.describe(codec.device.type, threads)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from mcodec.api import Codec
-from mcodec.bench.rd import psnr
+from mcodec.bench.metrics import psnr
 from mcodec.cli import main as entry
 from mcodec.container import describe
 from mcodec.image import read_raster

@@ -13,7 +13,7 @@ from tiny import TINY, lively
 
 from mcodec import container
 from mcodec.api import Codec
-from mcodec.bench.rd import psnr
+from mcodec.bench.metrics import psnr
 from mcodec.errors import CorruptStream
 from mcodec.image import Raster
 from mcodec.model.window import Box, window

@@ -213,7 +213,7 @@ class Cascade(nn.Module):
             if index < len(codes):
                 value = stage.codebooks.lookup(codes[index])
             else:
-                value = before.new_zeros(len(level), stage.out.in_channels, *before.shape[2:])
+                value = before.new_zeros(len(level), stage.out.weight.shape[1], *before.shape[2:])
             state.update(index, value)
         return state.s
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -176,14 +175,11 @@ class Trainer:
         book = self.model.stage(index).codebooks
         codewords, log_weights, _ = (t.numpy() for t in book.integers())
         tables = entropy.PriorTables(codewords, log_weights, self.model.precision.numpy())
-        points = book.codewords.detach().numpy()
         assert offset is not None and scale is not None
-        parts = [book.vectors(t.detach()) for t in (offset.to(torch.int16), scale.to(torch.uint8), latents)]
-        codes = [
-            entropy.assign(tables, *(part[item].contiguous().numpy() for part in parts), points, BETA)
-            for item in range(len(latents))
-        ]
-        return torch.from_numpy(np.stack(codes)).long().unflatten(2, latents.shape[-2:])
+        prior = book.vectors(offset.detach()), book.vectors(scale.detach())
+        coder = entropy.batch_encoder(len(latents), self.device)
+        codes = coder.choose(tables, *prior, book.vectors(latents), book.codewords, BETA)
+        return codes.long().unflatten(2, latents.shape[-2:])
 
     @torch.no_grad()
     def _calibrate(self, mode: str) -> None:
