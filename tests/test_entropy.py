@@ -456,7 +456,7 @@ def test_assign_takes_the_lowest_of_equals(engine: str) -> None:
 def test_unknown_backend() -> None:
     with using("rust"), pytest.raises(ValueError) as caught:
         backend()
-    assert str(caught.value) == "MCODEC_ENTROPY must be one of auto, c, numpy, got 'rust'"
+    assert str(caught.value) == "MCODEC_ENTROPY must be one of auto, c, numpy, tensor, got 'rust'"
 
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
