@@ -128,7 +128,7 @@ def pvq_assign(
     points = codewords.detach().float().transpose(1, 2).contiguous()
     unused = codes  # arguments that no branch reads
     columns = min(2048 if interpreted() else 128, triton.next_power_of_2(size))
-    rows = min(16, triton.next_power_of_2(max(positions, 1)))
+    rows = min(64 if interpreted() else 16, triton.next_power_of_2(max(positions, 1)))
     integers = (
         (unused,) * 6
         if prior is None
