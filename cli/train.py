@@ -122,7 +122,7 @@ def train(
 @click.argument("checkpoint", metavar="CHECKPOINT", type=FILE)
 @click.option("--out", type=FILE, default=Path("."), metavar="DIR", help="Folder to write into. [default: .]")
 @click.option("--name", default="", metavar="NAME", help="Name of the release. [default: the run's folder]")
-@click.option("--licences", default="not stated", metavar="TEXT", help="Licences of the training pictures, for the card.")
+@click.option("--licences", default="not stated", metavar="TEXT", help="Licences of the training data, for the card.")
 @force_option
 def export(checkpoint: Path, out: Path, name: str, licences: str, force: bool) -> None:
     """Turn a training CHECKPOINT into a release: NAME.safetensors and its card NAME.json."""
