@@ -17,6 +17,7 @@ import click
 from mcodec.cli.coding import decode, encode
 from mcodec.cli.show import info, models, version
 from mcodec.cli.train import experiment, export, train
+from mcodec.cli.verify import verify
 from mcodec.errors import CodecError
 
 EPILOG = """\b
@@ -25,6 +26,7 @@ Examples:
   mcodec encode photo.jpg -q 80 big.mci
   mcodec decode photo.mci              writes photo.png
   mcodec info photo.mci
+  mcodec verify --deep *.mci           checks that files are whole
 """
 
 
@@ -54,7 +56,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (encode, decode, info, models, train, export, experiment):
+for command in (encode, decode, info, verify, models, train, export, experiment):
     cli.add_command(command)
 
 
