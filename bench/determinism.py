@@ -245,8 +245,8 @@ def replay(
                         count.add(a, b)
                 advance()
     for item in reference:
-        for stage, pair in enumerate(item):
-            _compare_logits(codec, stage, pair, out.logits)
+        for place, pair in enumerate(item):
+            _compare_logits(codec, place, pair, out.logits)
         advance()
     return out
 

@@ -26,7 +26,7 @@ Examples:
 @click.option("--deep", is_flag=True, help="Decode the pixels too.")
 @model_option
 @device_option
-def verify(paths: tuple[Path, ...], deep: bool, model: str | None, device: str) -> int:
+def verify(paths: tuple[Path, ...], deep: bool, model: str | None, device: str) -> None:
     """Check .mci files: structure, checksum, and that the codes decode.
 
     One line per file; exit status 1 if any is not whole. Of the installed weights, those that a file names are used.
@@ -48,7 +48,8 @@ def verify(paths: tuple[Path, ...], deep: bool, model: str | None, device: str) 
             failed = True
             report = "FAILED, " + " ".join(str(getattr(error, "strerror", None) or error).split())
         click.echo(f"{path}: {report}")
-    return int(failed)
+    if failed:
+        click.get_current_context().exit(1)
 
 
 def _check(path: Path, deep: bool, codec: Callable[[str], Codec]) -> str:

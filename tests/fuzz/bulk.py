@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -64,16 +65,13 @@ def seeds() -> tuple[Codec, list[Seed]]:
         kept.append((tables, (offset, scale), shape))
         return decode_stage(self, tables, offset, scale, shape)
 
-    entropy.Decoder.decode_stage = spy  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(entropy.Decoder, "decode_stage", spy):
         for size in SIZES:
             for quality in QUALITIES:
                 data = codec.encode(rng.integers(0, 256, (*size, 3)).astype(np.uint8), quality)
                 kept.clear()
                 codec.codes(data)
                 out.append(Seed(data, kept[:]))
-    finally:
-        entropy.Decoder.decode_stage = decode_stage  # type: ignore[method-assign]
     return codec, out
 
 
