@@ -71,6 +71,7 @@ setup(
         Extension(
             "mcodec.entropy._rans",
             ["codec/entropy/_rans.c"],
+            depends=["codec/entropy/rans_core.h"],
             extra_compile_args=["-O3"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,

@@ -18,6 +18,7 @@ from mcodec.cli.bench import bench
 from mcodec.cli.coding import decode, encode
 from mcodec.cli.show import info, models, version
 from mcodec.cli.train import experiment, export, train
+from mcodec.cli.verify import verify
 from mcodec.errors import CodecError
 
 EPILOG = """\b
@@ -26,6 +27,7 @@ Examples:
   mcodec encode photo.jpg -q 80 big.mci
   mcodec decode photo.mci              writes photo.png
   mcodec info photo.mci
+  mcodec verify --deep *.mci           checks that files are whole
 """
 
 
@@ -55,7 +57,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (encode, decode, info, models, train, export, experiment, bench):
+for command in (encode, decode, info, verify, models, train, export, experiment, bench):
     cli.add_command(command)
 
 

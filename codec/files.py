@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -14,23 +15,45 @@ from typing import BinaryIO
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
     """A temporary file in the same folder, renamed to `path` at the end: never a half-written file.
 
-    Raises OSError; after any exception the temporary file is removed and `path` is as it was.
+    Raises OSError; after any exception the temporary file is gone and `path` is as it was.
     """
     path = Path(path)
     # Not tempfile: its mode 0600 is for secrets. The name is short, so any name the folder takes can be written.
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        with open(temporary, "x+b") as file:
+        with _open(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if os.fstat(file.fileno()).st_nlink == 0:
+                # src_dir_fd makes this linkat, which follows the link to the file itself; see open(2), O_TMPFILE
+                os.link(f"/proc/self/fd/{file.fileno()}", temporary, src_dir_fd=file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """A file with this content, through `atomic`."""
     with atomic(path) as file:
         file.write(data)
+
+
+def _open(temporary: Path) -> BinaryIO:
+    """A new file, without a name where the system has such: a process that is killed then leaves nothing behind."""
+    if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # not on every file system; other errors come again below
+            return open(os.open(temporary.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")
+    return open(temporary, "x+b")
+
+
+def _sync_folder(path: Path) -> None:
+    """Makes a rename outlive a power failure, on systems that can open a folder."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -81,7 +81,7 @@ def load(path: Path) -> tuple[Cascade, bytes]:
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
-    from mcodec.model import Cascade, ModelConfig
+    from mcodec.model import Cascade, ModelConfig, bounds
 
     try:
         content = path.read_bytes()
@@ -101,6 +101,7 @@ def load(path: Path) -> tuple[Cascade, bytes]:
     with torch.random.fork_rng(devices=[]):  # initial values are overwritten; the caller's generator is not ours
         model = Cascade(config)
     load_tensors(model, tensors)
+    bounds.check(model)
     return model.eval(), digest.digest()[:FINGERPRINT_BYTES]
 
 
@@ -153,9 +154,10 @@ def load_tensors(model: Cascade, tensors: dict[str, Any]) -> None:
         model.precision = take("precision", model.precision)
         for name, module in model.named_modules():
             if isinstance(module, IntegerLayer):
-                module.load_integers(
-                    take(f"{name}.weight", module.weight), take(f"{name}.bias", module.bias)
-                )
+                stored = take(f"{name}.weight", module.weight), take(f"{name}.bias", module.bias)
+                module.load_integers(*stored)
+                if not all(map(torch.equal, module.integers(), (value.float() for value in stored))):
+                    raise ModelError(f"weights: {name} has values that are no integers in range")
             elif isinstance(module, QualityTable):
                 module.rows = take(f"{name}.rows")
                 module.anchors.zero_()  # a released model has the table only

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from numpy.typing import NDArray
 
 # Triton looks at this once, when mcodec is imported: without a GPU its interpreter runs the kernels.
@@ -61,6 +62,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
         pytest.skip("needs a CUDA device")
     monkeypatch.setenv("MCODEC_KERNELS", "triton")
     return torch.device("cuda")
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mcodec.cli import main as entry
 
-COMMANDS = ("encode", "decode", "info", "models", "train", "export", "bench")
+COMMANDS = ("encode", "decode", "info", "verify", "models", "train", "export", "experiment", "bench")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:

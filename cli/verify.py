@@ -1,0 +1,75 @@
+"""`mcodec verify`: whether files are whole, one line for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mcodec.cli.options import FILE, check_device, device_option, load_codec, model_option
+from mcodec.errors import CodecError
+
+if TYPE_CHECKING:
+    from mcodec.api import Codec
+
+VERIFY_EXAMPLES = """\b
+Examples:
+  mcodec verify photo.mci
+  mcodec verify --deep *.mci
+"""
+
+
+@click.command(epilog=VERIFY_EXAMPLES)
+@click.argument("paths", metavar="FILE...", type=FILE, nargs=-1, required=True)
+@click.option("--deep", is_flag=True, help="Decode the pixels too.")
+@model_option
+@device_option
+def verify(paths: tuple[Path, ...], deep: bool, model: str | None, device: str) -> None:
+    """Check .mci files: structure, checksum, and that the codes decode.
+
+    One line per file; exit status 1 if any is not whole. Of the installed weights, those that a file names are used.
+    """
+    check_device(device)
+    loaded: dict[str | None, Codec] = {}
+
+    def codec(fingerprint: str) -> Codec:
+        name = model or _released(fingerprint)
+        if name not in loaded:
+            loaded[name] = load_codec(name, device)
+        return loaded[name]
+
+    failed = False
+    for path in paths:
+        try:
+            report = "ok, " + _check(path, deep, codec)
+        except (CodecError, OSError) as error:
+            failed = True
+            report = "FAILED, " + " ".join(str(getattr(error, "strerror", None) or error).split())
+        click.echo(f"{path}: {report}")
+    if failed:
+        click.get_current_context().exit(1)
+
+
+def _check(path: Path, deep: bool, codec: Callable[[str], Codec]) -> str:
+    """What was found of a file that is whole; raises what is wrong with it."""
+    from mcodec.container import describe
+
+    data = path.read_bytes()
+    fields = describe(data)
+    weights = codec(fields["fingerprint"])
+    symbols = sum(stage.numel() for stage in weights.codes(data))
+    report = f"{fields['width']} x {fields['height']}, {len(data):,} bytes, {symbols:,} codes"
+    if deep:
+        weights.decode(data)
+        report += ", pixels"
+    return report
+
+
+def _released(fingerprint: str) -> str | None:
+    """Name of the installed weights with this fingerprint; None, the default, where there are none."""
+    from mcodec import weights
+
+    names = (Path(c["file"]).stem for c in weights.list_models() if c["sha256"].startswith(fingerprint))
+    return next(names, None)

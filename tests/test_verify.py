@@ -1,0 +1,90 @@
+"""`mcodec verify`: one line per file, and an exit status that says whether all are whole."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TINY, lively
+
+from mcodec import weights
+from mcodec.api import Codec
+from mcodec.cli import main as entry
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    weights.save(lively(TINY), path, {})
+    return path
+
+
+@pytest.fixture
+def coded(tmp_path: Path, model: Path) -> Path:
+    path = tmp_path / "a.mci"
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    path.write_bytes(Codec(*weights.load(model)).encode(picture))
+    return path
+
+
+def verify(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, list[str]]:
+    status = entry.run(["verify", "--device", "cpu", *map(str, arguments)])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return status, captured.out.splitlines()
+
+
+def damaged(path: Path, name: str, at: int, reseal: bool) -> Path:
+    """A copy with one bit flipped, its checksum made right again or not."""
+    body = bytearray(path.read_bytes()[:-4])
+    body[at] ^= 1
+    checksum = zlib.crc32(body).to_bytes(4, "little") if reseal else path.read_bytes()[-4:]
+    out = path.with_name(name)
+    out.write_bytes(bytes(body) + checksum)
+    return out
+
+
+def test_whole_files(coded: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Path(shutil.copy(coded, coded.with_name("b.mci")))
+    size = coded.stat().st_size
+    codes = sum(c.numel() for c in Codec(*weights.load(model)).codes(coded.read_bytes()))
+    line = f"ok, 50 x 40, {size:,} bytes, {codes:,} codes"
+    assert verify(capsys, coded, other, "--model", model) == (0, [f"{coded}: {line}", f"{other}: {line}"])
+    assert verify(capsys, coded, "--deep", "--model", model) == (0, [f"{coded}: {line}, pixels"])
+
+
+def test_every_bad_file_has_its_line(coded: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flipped = damaged(coded, "flipped.mci", -10, reseal=False)
+    wrong = damaged(coded, "wrong.mci", -10, reseal=True)
+    missing = coded.with_name("missing.mci")
+    picture = coded.with_name("x.png")
+    picture.write_bytes(b"\x89PNG")
+    status, lines = verify(capsys, flipped, wrong, missing, coded.parent, picture, coded, "--model", model)
+    assert status == 1 and len(lines) == 6
+    assert lines[0] == f"{flipped}: FAILED, the file is damaged: its checksum does not match"
+    assert lines[1].startswith(f"{wrong}: FAILED, ") and "checksum" not in lines[1]  # found by decoding the codes
+    assert lines[2] == f"{missing}: FAILED, No such file or directory"
+    assert lines[3] == f"{coded.parent}: FAILED, Is a directory"
+    assert lines[4] == f"{picture}: FAILED, not a .mci file: the magic bytes are missing"
+    assert lines[5].startswith(f"{coded}: ok, ")
+
+
+def test_weights_are_found_by_the_file(
+    coded: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the installed weights; where they are missing, the error names both fingerprints."""
+    status, lines = verify(capsys, coded)
+    fingerprint = weights.read_card(model)["sha256"][:16]
+    assert status == 1 and f"FAILED, the file was made by weights {fingerprint}, but " in lines[0]
+    monkeypatch.setattr(weights, "folder", lambda: model.parent)
+    assert verify(capsys, coded)[0] == 0
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.run(["verify", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "  mcodec verify photo.mci" in out and "--deep" in out
+    assert entry.run(["verify"]) == 2
