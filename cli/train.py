@@ -25,6 +25,10 @@ Examples:
   mcodec export runs/mine/checkpoint.pt --name mine
   mcodec encode photo.jpg --model mine.safetensors
 """
+EXPERIMENT_EXAMPLES = """\b
+Examples:
+  mcodec experiment runs/mine/checkpoint.pt --validation held-out/ --results rows.jsonl --change "one block more"
+"""
 
 
 def _steps(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -136,7 +140,7 @@ def export(checkpoint: Path, out: Path, name: str, licences: str, force: bool) -
     click.echo(f"{path}: {path.stat().st_size:,} bytes")
 
 
-@click.command()
+@click.command(epilog=EXPERIMENT_EXAMPLES)
 @click.argument("checkpoint", metavar="CHECKPOINT", type=FILE)
 @click.option("--validation", multiple=True, required=True, metavar="PATH", help="Held-out pictures; repeatable.")
 @click.option("--results", type=FILE, required=True, metavar="FILE", help="JSON lines to append the row to.")

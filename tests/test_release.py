@@ -70,8 +70,7 @@ def test_batches(codec: Codec, photo: NDArray[np.uint8], count: int) -> None:
 
 
 def test_quality_orders_rate_and_distortion(codec: Codec, photo: NDArray[np.uint8]) -> None:
-    # Up to 90: above, latents beyond the codebooks' radius cost these weights what finer steps gain (README, limits).
-    files = [codec.encode(photo, q) for q in (1, 10, 30, 50, 70, 90)]
+    files = [codec.encode(photo, q) for q in (1, 10, 30, 50, 70, 90, 100)]
     errors = [psnr(photo, np.asarray(codec.decode(file))) for file in files]
     assert files == sorted(files, key=len) and errors == sorted(errors)
 
@@ -111,3 +110,21 @@ def test_kodak_rate_and_codes(codec: Codec) -> None:
             with setting(codec, names[(index + step) % len(names)]):
                 decoded.append(codec.codes(data))
         assert same(*decoded), path.name
+
+
+@needs_kodak
+@pytest.mark.parametrize(("count", "total"), [(3, 12), (8, 24)])
+def test_kodak_batches(codec: Codec, count: int, total: int) -> None:
+    """Pictures in batches of one size after the other, on every setting in turn; then each alone."""
+    paths = sorted(Path(str(KODAK)).glob("*.png"))
+    pictures = sorted((np.asarray(Image.open(path).convert("RGB")) for path in paths), key=lambda p: p.shape)
+    names = list(SETTINGS)
+    for first in range(0, total, count):
+        index = first // count
+        with setting(codec, names[index % len(names)]):
+            files = codec.encode_batch(pictures[first : first + count], 25)
+        with setting(codec, names[(index + count) % len(names)]):
+            together = codec.codes_batch(files)
+        with setting(codec, names[(index + 2 * count + 1) % len(names)]):
+            for file, codes in zip(files, together, strict=True):
+                assert same(codes, codec.codes(file)), f"picture {first}"
