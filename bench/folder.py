@@ -1,6 +1,6 @@
 """A folder of mixed files with broken ones among them, through the command; images per second and what came of them.
 
-    python -m mcodec.bench.folder --files 1000 --broken 10 --jobs 4 --folder /tmp/mixed
+    python -m mcodec.bench.folder --files 1000 --broken 10 --jobs 4 --folder mixed/
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A large picture through the command: peak memory as the operating system counts it, times, seams, one region.
 
-    python -m mcodec.bench.large --width 12000 --height 9000 --folder /tmp/large
+    python -m mcodec.bench.large --width 12000 --height 9000 --folder large/
 
 The picture is photographs side by side (`--image`, mirrored so that they join) or, without one, smooth noise. Each
 command runs in a process of its own; peak memory is its maximum resident set (wait4). Seam energy is the squared error
