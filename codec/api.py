@@ -203,9 +203,9 @@ class Codec:
         def assign(index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
             stage, tables = self.model.stage(index), self._tables[index]
             book, tile, grid = stage.codebooks, inner.coarser(stage.stride), (latents.shape[2], latents.shape[3])
-            prior = self._prior(index, offset, scale)
-            codes = coder.choose(tables, *prior, book.vectors(latents), book.codewords, BETA)
-            coder.add_stage(tables, *(_part(x, grid, tile) for x in prior), _part(codes, grid, tile))
+            g, s = self._prior(index, offset, scale)
+            codes = coder.choose(tables, g, s, book.vectors(latents), book.codewords, BETA)
+            coder.add_stage(tables, _part(g, grid, tile), _part(s, grid, tile), _part(codes, grid, tile))
             return codes.unflatten(2, grid)
 
         level = torch.tensor(levels, dtype=torch.float32, device=self.device)

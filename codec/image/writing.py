@@ -137,8 +137,9 @@ def _save_wide(raster: Raster, file: BinaryIO, form: str) -> None:
     except ImportError as error:
         raise ImageError(WIDE) from error
     tags = [(_TIFF_XMP, 1, len(raster.metadata.xmp), raster.metadata.xmp, True)] if raster.metadata.xmp else []
+    buffer = io.BytesIO()  # a file without a name has a number for one, which tifffile does not expect
     tifffile.imwrite(
-        file,
+        buffer,
         array,
         photometric="rgb" if array.shape[2] >= 3 else "minisblack",
         extrasamples=["unassalpha"] if raster.alpha is not None else None,
@@ -147,6 +148,7 @@ def _save_wide(raster: Raster, file: BinaryIO, form: str) -> None:
         extratags=tags,
         metadata=None,
     )
+    file.write(buffer.getvalue())
 
 
 def _with_chunks(png: bytes, metadata: Metadata) -> bytes:
