@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -88,6 +89,4 @@ def window(model: Cascade, region: Box, height: int, width: int) -> Window:
 
 def stitched(parts: Sequence[Sequence[Tensor]]) -> Tensor:
     """Rows of tensors `[B, C, h, w]` that lie side by side, as one."""
-    from torch import cat
-
-    return cat([cat(tuple(row), 3) for row in parts], 2)
+    return torch.cat([torch.cat(tuple(row), 3) for row in parts], 2)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcodec import api
+from mcodec import api, rate
 from mcodec.training.data import load_pictures
 from mcodec.training.export import export
 
@@ -31,9 +31,8 @@ def validation_curve(
         bpp, psnr = [], []
         for picture in pictures:
             data = codec.encode(picture, quality)
-            error = np.asarray(codec.decode(data), np.float64) - picture
             bpp.append(len(data) * 8 / picture[..., 0].size)
-            psnr.append(float(-10 * np.log10(max(np.square(error).mean(), 1e-4) / 255**2)))
+            psnr.append(rate.psnr(picture, codec.decode_array(data), 255))
             advance()
         curve["bpp"].append(float(np.mean(bpp)))
         curve["psnr-rgb"].append(float(np.mean(psnr)))
