@@ -47,6 +47,8 @@ BENCH = [
     "ssimulacra2>=0.3",
 ]
 
+TRAIN = ["matplotlib>=3.8", "pytorch-optimizer>=4"]
+
 # 16 bits, which Pillow cuts to 8.
 IMAGES = ["imagecodecs>=2024.9.22", "tifffile>=2024.8.30"]
 
@@ -92,10 +94,12 @@ setup(
         "targets": ["pytorch-msssim>=1.0"],
         "ray": ["ray[data]>=2.40"],
         "url": ["fsspec[http]>=2024.6"],
-        "train": ["matplotlib>=3.8"],
+        "train": TRAIN,
         "bench": [*BENCH, "compressai>=1.2.8"],
         "gpu": [TRITON],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", *BENCH, *IMAGES, "fsspec>=2024.6", TRITON],
+        "test": [
+            "pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", "fsspec>=2024.6", *BENCH, *IMAGES, *TRAIN, TRITON
+        ],
     },
     entry_points={"console_scripts": ["mcodec = mcodec.cli.main:main"]},
 )

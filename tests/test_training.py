@@ -72,6 +72,9 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"learning_rat": 1}))
     with pytest.raises(TrainingError, match="unknown training option learning_rat;"):
         TrainConfig.from_file(path)
+    path.write_text(json.dumps({"optimizer": "sgd"}))
+    with pytest.raises(TrainingError, match="must be adam or soap, got sgd"):
+        TrainConfig.from_file(path)
     path.write_text(json.dumps({"data": "a.tar", "batch": 7}))
     assert TrainConfig.from_file(path).data == ("a.tar",)
 
@@ -83,7 +86,9 @@ def test_phases_and_rate(config: TrainConfig) -> None:
     assert [config.rate(s) for s in (0, 2, 4, 6, 7)] == [0.5, 1.0, 1.0, 0.5, 0.25]
 
 
-def test_resume_reproduces_the_uninterrupted_run(config: TrainConfig) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_resume_reproduces_the_uninterrupted_run(config: TrainConfig, optimizer: str) -> None:
+    config = config.updated(optimizer=optimizer)
     straight = Trainer(config)
     straight.run()
     first = Trainer(config.updated(out=config.out + "2"))

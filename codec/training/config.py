@@ -29,6 +29,7 @@ class TrainConfig:
     batch: int = 4
     crop: int = 256
     decay_steps: int = 4000
+    optimizer: str = "adam"  # or "soap" for the matrices of the transforms (Vyas et al. 2024, arXiv:2409.11321)
     learning_rate: float = 4e-4
     context_learning_rate: float = 3e-3  # integers: small steps would not reach the next one
     warmup: int = 300
@@ -80,6 +81,8 @@ class TrainConfig:
         if unknown:
             raise TrainingError(f"unknown training option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         data = dict(data)
+        if data.get("optimizer", "adam") not in ("adam", "soap"):
+            raise TrainingError(f"optimizer must be adam or soap, got {data['optimizer']}")
         for key in ("data", "validation"):
             if key in data:
                 data[key] = tuple([data[key]] if isinstance(data[key], str) else data[key])
