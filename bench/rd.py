@@ -135,7 +135,7 @@ def matched(codec: Codec, pixels: Pixels, qualities: Sequence[float], size: floa
     return min(tried.items(), key=lambda item: abs(len(item[1]) - size))
 
 
-def _middle(pixels: Pixels) -> Pixels:
+def middle(pixels: Pixels) -> Pixels:
     """The crop of the viewer, from the middle of the picture."""
     top = max(0, (pixels.shape[0] - CROP_HEIGHT) // 2)
     left = max(0, (pixels.shape[1] - CROP_WIDTH) // 2)
@@ -145,7 +145,7 @@ def _middle(pixels: Pixels) -> Pixels:
 def save_crop(pixels: Pixels, folder: Path, name: str) -> str:
     """Write the middle crop losslessly; its file name."""
     folder.mkdir(exist_ok=True)
-    Image.fromarray(_middle(pixels)).save(folder / f"{name}.webp", lossless=True)
+    Image.fromarray(middle(pixels)).save(folder / f"{name}.webp", lossless=True)
     return f"{name}.webp"
 
 

@@ -52,6 +52,10 @@ Examples:
   mcodec bench speed --image photo.png
   mcodec bench speed --image photo.png --sizes 768x512,1920x1080 --batch 1,4 --device cuda --out speed.jsonl
 """
+SHEET_EXAMPLES = """\b
+Examples:
+  mcodec bench sheet --image a.png --image b.png --bpp 0.15 --out sheet.png
+"""
 README_EXAMPLES = """\b
 Examples:
   mcodec bench readme
@@ -322,6 +326,31 @@ def speed(
     reason = measure(codec, pixels, shapes, batches, quality, repeat, report, PEER if peer else None)
     if reason:
         click.echo(f"skipped: {reason}", err=True)
+
+
+@bench.command(epilog=SHEET_EXAMPLES)
+@click.option("--image", "images", type=FILE, multiple=True, required=True, help="A picture; repeatable.")
+@click.option("--bpp", type=click.FloatRange(0, min_open=True), default=0.15, show_default=True)
+@click.option("--codecs", "names", metavar="NAME,...", default="jpeg,webp,avif,mcodec", show_default=True)
+@click.option("--out", type=FILE, required=True, help="The sheet, in a format that Pillow writes.")
+@device_option
+def sheet(images: tuple[Path, ...], bpp: float, names: str, out: Path, device: str) -> None:
+    """Draw the middle crops of pictures side by side, from files of equal size."""
+    from PIL import Image
+
+    from mcodec.bench import codecs
+    from mcodec.bench.sheet import draw
+    from mcodec.files import atomic
+
+    check_device(device)
+    form = Image.registered_extensions().get(out.suffix.lower(), "")
+    if form not in Image.SAVE:
+        raise click.BadParameter(f"{out}: not a suffix of a format that Pillow writes", param_hint="--out")
+    chosen = [codecs.make(name, device) for name in _names(names)]
+    drawn = draw(images, chosen, bpp, click.echo)
+    with atomic(out) as file:
+        drawn.save(file, form)
+    click.echo(out)
 
 
 @bench.command(epilog=README_EXAMPLES)

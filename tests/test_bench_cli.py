@@ -12,10 +12,12 @@ import torch
 from benchmarks import photographs
 from PIL import Image
 
+from mcodec.bench.rd import CROP_HEIGHT, CROP_WIDTH
+from mcodec.bench.sheet import GAP, LABEL
 from mcodec.cli import main as entry
 
 QUICK = ("--no-memory", "--crops", "0", "--threads", "1", "--metrics", "psnr,ms-ssim")
-COMMANDS = ("rd", "report", "check", "anchors", "speed", "readme", "codecs")
+COMMANDS = ("rd", "report", "check", "anchors", "speed", "sheet", "readme", "codecs")
 
 
 @pytest.fixture(autouse=True)
@@ -142,3 +144,20 @@ def test_wrong_usage(
     got, out, err = run(capsys, "rd", "--images", images, "--out", tmp_path / "out", *arguments)
     assert (got, out) == (status, "") and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Originals in the first column, every codec's crop beside it, at about the rate asked for."""
+    images, out = photographs(tmp_path / "images"), tmp_path / "sheet.png"
+    paths = [part for name in ("a.png", "b.png") for part in ("--image", images / name)]
+    status, printed, err = run(capsys, "sheet", *paths, "--codecs", "webp,mcodec", "--bpp", "1.5", "--out", out)
+    assert status == 0 and len(printed.splitlines()) == 5, err
+    rates = [float(value) for value in re.findall(r"([0-9.]+) bpp", printed)]
+    assert rates == pytest.approx([1.5] * 4, rel=0.2)
+    sheet = Image.open(out)
+    assert sheet.width == 3 * (CROP_WIDTH + GAP) + GAP
+    original = Image.open(images / "a.png").convert("RGB")
+    shown = (GAP, GAP + LABEL, GAP + min(CROP_WIDTH, original.width), GAP + LABEL + min(CROP_HEIGHT, original.height))
+    assert sheet.crop(shown).tobytes() == original.crop((0, 0, shown[2] - GAP, shown[3] - GAP - LABEL)).tobytes()
+    status, _, err = run(capsys, "sheet", *paths, "--out", tmp_path / "sheet.doc")
+    assert status != 0 and "not a suffix of a format" in err and "Traceback" not in err
