@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcodec.cli import many
-from mcodec.cli.options import FILE, device_option, force_option, load_codec, model_option, output_path
+from mcodec.cli.options import (
+    FILE,
+    device_option,
+    force_option,
+    load_codec,
+    max_pixels_option,
+    model_option,
+    output_path,
+)
 from mcodec.errors import CodecError
 
 if TYPE_CHECKING:
@@ -173,6 +181,7 @@ def _encode_file(
 @click.option("--stages", type=click.IntRange(1), metavar="N", help="Decode the first N stages: a coarser picture.")
 @click.option("--partial", is_flag=True, help="Take a file that is cut off, as far as it goes; nothing is verified.")
 @click.option("--region", metavar="X,Y,W,H", callback=_region, help="Decode this part of the picture only.")
+@max_pixels_option
 @_many_options
 @model_option
 @device_option
@@ -183,6 +192,7 @@ def decode(
     stages: int | None,
     partial: bool,
     region: tuple[int, int, int, int] | None,
+    max_pixels: int,
     recursive: bool,
     jobs: int | None,
     as_json: bool,
@@ -207,12 +217,12 @@ def decode(
             from mcodec.image import format_of
 
             data = _read(source)
-            unpack(data, partial)  # a foreign or damaged file is named before weights are loaded
+            unpack(data, partial, max_pixels)  # what is wrong with a file is said before weights are loaded
             picture_format = format_of(Path(f"output{suffix}") if target == STREAM else target)
             with loading:
                 if not codecs:
                     codecs.append(load_codec(model, device))
-            return _decode_file(codecs[0], data, target, picture_format, stages, region, partial)
+            return _decode_file(codecs[0], data, target, picture_format, stages, region, partial, max_pixels)
 
         return work
 
@@ -227,6 +237,7 @@ def _decode_file(
     stages: int | None,
     region: tuple[int, int, int, int] | None,
     partial: bool,
+    max_pixels: int,
 ) -> dict[str, Any]:
     import io
 
@@ -234,7 +245,7 @@ def _decode_file(
 
     began = time.perf_counter()
     try:
-        raster = codec.decode_raster(data, stages, region, partial)
+        raster = codec.decode_raster(data, stages, region, partial, max_pixels)
     except ValueError as error:  # stages or region that this file does not have
         raise CodecError(str(error)) from error
     seconds = time.perf_counter() - began

@@ -221,14 +221,16 @@ class Codec:
         stages: int | None = None,
         region: tuple[int, int, int, int] | None = None,
         partial: bool = False,
+        max_pixels: int | None = container.MAX_DECODED_PIXELS,
     ) -> Image.Image:
         """The picture of a .mci file, metadata in its `info`. Raises FormatError (see mcodec.errors) or WrongModel.
 
         stages: use the first ones only, from 1 on: a coarser picture. region: (x, y, width, height) in pixels.
-        partial: take the beginning of a file, as many stages as are whole in it.
+        partial: take the beginning of a file, as many stages as are whole in it. max_pixels: LimitExceeded, before
+        memory is taken, where the header claims a picture of more, region or not; None: the format's limit alone.
         16-bit colour and 16-bit grey with alpha come with their upper 8 bits; `decode_raster` has them all.
         """
-        return self.decode_raster(data, stages, region, partial).image()
+        return self.decode_raster(data, stages, region, partial, max_pixels).image()
 
     def decode_array(
         self,
@@ -236,9 +238,10 @@ class Codec:
         stages: int | None = None,
         region: tuple[int, int, int, int] | None = None,
         partial: bool = False,
+        max_pixels: int | None = container.MAX_DECODED_PIXELS,
     ) -> Samples:
         """As `decode`, but an array: `[H, W]` or `[H, W, 2..4]` (alpha last), uint8 or uint16 as it was encoded."""
-        return self.decode_raster(data, stages, region, partial).array()
+        return self.decode_raster(data, stages, region, partial, max_pixels).array()
 
     def decode_raster(
         self,
@@ -246,29 +249,40 @@ class Codec:
         stages: int | None = None,
         region: tuple[int, int, int, int] | None = None,
         partial: bool = False,
+        max_pixels: int | None = container.MAX_DECODED_PIXELS,
     ) -> Raster:
         """As `decode`, in full depth, with alpha and metadata apart."""
-        return self._rasters([self._open(data, partial)], stages, region, partial)[0]
+        return self._rasters([self._open(data, max_pixels, partial)], stages, region, partial)[0]
 
-    def decode_batch(self, data: Sequence[bytes]) -> list[Image.Image]:
+    def decode_batch(
+        self, data: Sequence[bytes], max_pixels: int | None = container.MAX_DECODED_PIXELS
+    ) -> list[Image.Image]:
         """`decode` for files of any sizes; those of equal padded size share one pass. Order is kept."""
-        return [raster.image() for raster in self._rasters([self._open(d) for d in data])]
+        return [raster.image() for raster in self._rasters([self._open(d, max_pixels) for d in data])]
 
-    def decode_iter(self, items: Iterable[Any], readers: int = batch.READERS) -> Iterator[Result[Image.Image]]:
+    def decode_iter(
+        self,
+        items: Iterable[Any],
+        readers: int = batch.READERS,
+        max_pixels: int | None = container.MAX_DECODED_PIXELS,
+    ) -> Iterator[Result[Image.Image]]:
         """`decode` for any number of items: bytes, or paths and URLs of .mci files; otherwise as `encode_iter`."""
-        return batch.decoded(self.decode_batch, items, readers)
+        return batch.decoded(lambda files: self.decode_batch(files, max_pixels), items, readers)
 
-    def codes(self, data: bytes) -> list[Tensor]:
+    def codes(self, data: bytes, max_pixels: int | None = container.MAX_DECODED_PIXELS) -> list[Tensor]:
         """The decoded codes of a file, stage by stage: integers `[M, H/r, W/r]` of the padded picture."""
-        return self.codes_batch([data])[0]
+        return self.codes_batch([data], max_pixels)[0]
 
-    def codes_batch(self, data: Sequence[bytes]) -> list[list[Tensor]]:
+    def codes_batch(
+        self, data: Sequence[bytes], max_pixels: int | None = container.MAX_DECODED_PIXELS
+    ) -> list[list[Tensor]]:
         """`codes` for files of any sizes."""
-        return [[stage.cpu() for stage in stages] for stages in self._canvases([self._open(d) for d in data])]
+        files = [self._open(d, max_pixels) for d in data]
+        return [[stage.cpu() for stage in stages] for stages in self._canvases(files)]
 
-    def stage_bytes(self, data: bytes) -> list[int]:
+    def stage_bytes(self, data: bytes, max_pixels: int | None = container.MAX_DECODED_PIXELS) -> list[int]:
         """How many bytes of a file each stage takes."""
-        file = self._open(data)
+        file = self._open(data, max_pixels)
         streams = file.streams()
         if streams.sizes is not None:
             return [sum(stage) for stage in streams.sizes]
@@ -278,8 +292,8 @@ class Codec:
         ends = _ends(stream, torch.cat(words).tolist())
         return [end - begin for begin, end in pairwise((0, *ends))]
 
-    def _open(self, data: bytes, partial: bool = False) -> Container:
-        file = container.unpack(data, partial)
+    def _open(self, data: bytes, max_pixels: int | None, partial: bool = False) -> Container:
+        file = container.unpack(data, partial, max_pixels)
         if file.header.fingerprint != self.fingerprint:
             raise WrongModel(
                 f"the file was made by weights {file.header.fingerprint.hex()}, "

@@ -9,7 +9,7 @@
     │   ├── NotAnMciFile      wrong magic bytes
     │   ├── UnsupportedVersion  written by a newer mcodec
     │   ├── CorruptStream     truncated, damaged (CRC) or inconsistent
-    │   └── LimitExceeded     a header field above its named limit
+    │   └── LimitExceeded     a header field above its named limit, or more pixels than the caller decodes
     ├── ModelError            weights are missing, damaged or not loadable
     │   └── WrongModel        the file was made by other weights
     ├── TrainingError         a training configuration or data set that cannot be used
@@ -52,7 +52,7 @@ class CorruptStream(FormatError):
 
 
 class LimitExceeded(FormatError):
-    """A field of the header is above its named limit."""
+    """A field of the header is above its named limit, or more pixels are claimed than the caller decodes."""
 
 
 class ModelError(CodecError):
