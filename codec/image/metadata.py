@@ -46,6 +46,10 @@ class Metadata:
             xmp=_xmp_without_gps(self.xmp) if self.xmp else None,
         )
 
+    def kept(self, which: str) -> Metadata:
+        """What a file carries of it: "all", "no-gps" or "none" of it."""
+        return {"all": self, "no-gps": self.without_gps(), "none": Metadata()}[which]
+
     def info(self) -> dict[str, bytes]:
         """As Pillow keeps it in `Image.info`."""
         entries = {"icc_profile": self.icc, "exif": _PREFIX + self.exif if self.exif else None, "xmp": self.xmp}
