@@ -60,12 +60,10 @@ def _check(path: Path, deep: bool, max_pixels: int, codec: Callable[[str], Codec
     data = path.read_bytes()
     fields = describe(data, max_pixels=max_pixels)
     weights = codec(fields["fingerprint"])
-    symbols = sum(stage.numel() for stage in weights.codes(data, max_pixels))
+    codes = weights.decode_with_codes(data, max_pixels)[1] if deep else weights.codes(data, max_pixels)
+    symbols = sum(stage.numel() for stage in codes)
     report = f"{fields['width']} x {fields['height']}, {len(data):,} bytes, {symbols:,} codes"
-    if deep:
-        weights.decode(data, max_pixels=max_pixels)
-        report += ", pixels"
-    return report
+    return report + ", pixels" if deep else report
 
 
 def _released(fingerprint: str) -> str | None:
