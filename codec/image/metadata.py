@@ -93,7 +93,7 @@ def _collected(image: Image.Image) -> bytes | None:
                 kept[tag] = found[tag]
         for pointer in (0x8769, GPS_IFD):
             if entries := dict(found.get_ifd(pointer)):
-                kept.get_ifd(pointer).update(entries)
+                kept[pointer] = entries  # get_ifd of a new block is not written by every Pillow
         data: bytes = kept.tobytes()
     except Exception:  # as above
         return None
