@@ -86,9 +86,10 @@ def main(width: int, height: int, image: Path | None, folder: Path, quality: str
     weights = ["--model", model] if model else []
     results: dict[str, Any] = {"width": width, "height": height, "quality": quality}
     results["encode"] = run(["encode", str(source), str(coded), "-q", quality, "--force", *weights])
-    results["decode"] = run(["decode", str(coded), str(copy), "--force", *weights])
+    options = ["--force", "--max-pixels", str(MAX_PIXELS), *weights]
+    results["decode"] = run(["decode", str(coded), str(copy), *options])
     middle = f"{width // 2 - REGION // 2},{height // 2 - REGION // 2},{REGION},{REGION}"
-    results["region"] = run(["decode", str(coded), str(part), "--region", middle, "--force", *weights])
+    results["region"] = run(["decode", str(coded), str(part), "--region", middle, *options])
     results["start"] = run(["--version"])  # the interpreter and torch alone
     fields = describe(coded.read_bytes())
     results |= {key: fields[key] for key in ("bytes", "bpp", "tiles", "tile_side")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import threading
@@ -13,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcodec.cli import many
-from mcodec.cli.options import FILE, device_option, force_option, load_codec, model_option, output_path
+from mcodec.cli.options import (
+    FILE,
+    device_option,
+    force_option,
+    load_codec,
+    max_pixels_option,
+    model_option,
+    output_path,
+)
 from mcodec.errors import CodecError
 
 if TYPE_CHECKING:
@@ -101,6 +110,7 @@ def _read(source: Path) -> bytes:
 )
 @click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
 @click.option("--strip-gps", is_flag=True, help="Leave out the GPS position alone.")
+@click.option("--verify", is_flag=True, help="Decode what was written and compare before it takes its name.")
 @_many_options
 @model_option
 @device_option
@@ -114,6 +124,7 @@ def encode(
     target_ms_ssim: float | None,
     strip: bool,
     strip_gps: bool,
+    verify: bool,
     recursive: bool,
     jobs: int | None,
     as_json: bool,
@@ -135,35 +146,53 @@ def encode(
     def prepare() -> Callable[[Path, Path], dict[str, Any]]:
         _allow_large()
         codec = load_codec(model, device)
-        return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata)
+        return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata, verify)
 
     return _run(paths, ".mci", many.pictures, prepare, recursive, jobs, as_json, force)
 
 
 def _encode_file(
-    codec: Codec, source: Path, target: Path, quality: float | None, wanted: dict[str, float], metadata: str
+    codec: Codec,
+    source: Path,
+    target: Path,
+    quality: float | None,
+    wanted: dict[str, float],
+    metadata: str,
+    verify: bool,
 ) -> dict[str, Any]:
+    from mcodec import verification
     from mcodec.image import read_raster, write_bytes
     from mcodec.rate import Target, encode_to
 
     raster = read_raster(_read(source) if source == STREAM else source)
     began = time.perf_counter()
+    check: Callable[[bytes], None] | None = None
     if wanted:
         ((measure, value),) = wanted.items()
         data, quality = encode_to(codec, raster, Target(measure, value), metadata)
     else:
         quality = 50.0 if quality is None else quality
+    if verify:  # a target's quality is encoded once more, for its codes
+        data, codes = codec.encode_with_codes(raster, quality, metadata)
+        check = functools.partial(verification.verify, codec, raster, codes, metadata)
+    elif not wanted:
         data = codec.encode(raster, quality, metadata)
     seconds = time.perf_counter() - began
     if target == STREAM:
+        if check is not None:
+            check(data)
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
-        write_bytes(target, data)
+        write_bytes(target, data, check)
     width, height = raster.size
-    report = {"bytes": len(data), "bpp": 8 * len(data) / (width * height), "seconds": seconds, "quality": quality}
-    text = f"{len(data):,} bytes, {report['bpp']:.2f} bpp, "
+    bpp = 8 * len(data) / (width * height)
+    report: dict[str, Any] = {"bytes": len(data), "bpp": bpp, "seconds": seconds, "quality": quality}
+    text = f"{len(data):,} bytes, {bpp:.2f} bpp, "
     text += f"quality {quality:.4g}, {seconds:.2f} s" if wanted else f"{seconds:.2f} s"
+    if verify:
+        report["verified"] = True
+        text += ", verified"
     return {**report, "notes": list(raster.notes), "text": text}
 
 
@@ -173,6 +202,7 @@ def _encode_file(
 @click.option("--stages", type=click.IntRange(1), metavar="N", help="Decode the first N stages: a coarser picture.")
 @click.option("--partial", is_flag=True, help="Take a file that is cut off, as far as it goes; nothing is verified.")
 @click.option("--region", metavar="X,Y,W,H", callback=_region, help="Decode this part of the picture only.")
+@max_pixels_option
 @_many_options
 @model_option
 @device_option
@@ -183,6 +213,7 @@ def decode(
     stages: int | None,
     partial: bool,
     region: tuple[int, int, int, int] | None,
+    max_pixels: int,
     recursive: bool,
     jobs: int | None,
     as_json: bool,
@@ -207,12 +238,12 @@ def decode(
             from mcodec.image import format_of
 
             data = _read(source)
-            unpack(data, partial)  # a foreign or damaged file is named before weights are loaded
+            unpack(data, partial, max_pixels)  # what is wrong with a file is said before weights are loaded
             picture_format = format_of(Path(f"output{suffix}") if target == STREAM else target)
             with loading:
                 if not codecs:
                     codecs.append(load_codec(model, device))
-            return _decode_file(codecs[0], data, target, picture_format, stages, region, partial)
+            return _decode_file(codecs[0], data, target, picture_format, stages, region, partial, max_pixels)
 
         return work
 
@@ -227,6 +258,7 @@ def _decode_file(
     stages: int | None,
     region: tuple[int, int, int, int] | None,
     partial: bool,
+    max_pixels: int,
 ) -> dict[str, Any]:
     import io
 
@@ -234,7 +266,7 @@ def _decode_file(
 
     began = time.perf_counter()
     try:
-        raster = codec.decode_raster(data, stages, region, partial)
+        raster = codec.decode_raster(data, stages, region, partial, max_pixels)
     except ValueError as error:  # stages or region that this file does not have
         raise CodecError(str(error)) from error
     seconds = time.perf_counter() - began

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mcodec.container import MAX_DECODED_PIXELS
 from mcodec.errors import CodecError
 
 if TYPE_CHECKING:
@@ -32,6 +33,18 @@ def device_option(function: F) -> F:
 def force_option(function: F) -> F:
     """``--force``."""
     return click.option("--force", is_flag=True, help="Overwrite the output file if it exists.")(function)
+
+
+def max_pixels_option(function: F) -> F:
+    """``--max-pixels``."""
+    return click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=MAX_DECODED_PIXELS,
+        show_default=True,
+        metavar="N",
+        help="Do not decode a file that claims more pixels: a tiny one may.",
+    )(function)
 
 
 def output_path(source: Path, target: Path | None, suffix: str, force: bool) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mcodec.cli.options import FILE, load_codec, model_option
+from mcodec.cli.options import FILE, load_codec, max_pixels_option, model_option
 
 INFO_EXAMPLES = """\b
 Examples:
@@ -43,15 +43,16 @@ def _to_json(value: Any) -> str:
 @click.argument("source", metavar="FILE", type=FILE)
 @json_option
 @click.option("--stages", is_flag=True, help="List the bytes of each stage; of a single tile this takes the weights.")
+@max_pixels_option
 @model_option
-def info(source: Path, as_json: bool, stages: bool, model: str | None) -> None:
+def info(source: Path, as_json: bool, stages: bool, max_pixels: int, model: str | None) -> None:
     """Print every header field of a .mci file."""
     from mcodec.container import describe
 
     data = source.read_bytes()
     fields = describe(data)
     if stages and fields["stages"] is None:
-        fields["stages"] = load_codec(model, "auto").stage_bytes(data)
+        fields["stages"] = load_codec(model, "auto").stage_bytes(data, max_pixels)
     if as_json:
         click.echo(_to_json(fields))
         return

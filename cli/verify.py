@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcodec.cli.options import FILE, check_device, device_option, load_codec, model_option
+from mcodec.cli.options import FILE, check_device, device_option, load_codec, max_pixels_option, model_option
 from mcodec.errors import CodecError
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ Examples:
 @click.command(epilog=VERIFY_EXAMPLES)
 @click.argument("paths", metavar="FILE...", type=FILE, nargs=-1, required=True)
 @click.option("--deep", is_flag=True, help="Decode the pixels too.")
+@max_pixels_option
 @model_option
 @device_option
-def verify(paths: tuple[Path, ...], deep: bool, model: str | None, device: str) -> None:
+def verify(paths: tuple[Path, ...], deep: bool, max_pixels: int, model: str | None, device: str) -> None:
     """Check .mci files: structure, checksum, and that the codes decode.
 
     One line per file; exit status 1 if any is not whole. Of the installed weights, those that a file names are used.
@@ -43,7 +44,7 @@ def verify(paths: tuple[Path, ...], deep: bool, model: str | None, device: str) 
     failed = False
     for path in paths:
         try:
-            report = "ok, " + _check(path, deep, codec)
+            report = "ok, " + _check(path, deep, max_pixels, codec)
         except (CodecError, OSError) as error:
             failed = True
             report = "FAILED, " + " ".join(str(getattr(error, "strerror", None) or error).split())
@@ -52,19 +53,17 @@ def verify(paths: tuple[Path, ...], deep: bool, model: str | None, device: str) 
         click.get_current_context().exit(1)
 
 
-def _check(path: Path, deep: bool, codec: Callable[[str], Codec]) -> str:
+def _check(path: Path, deep: bool, max_pixels: int, codec: Callable[[str], Codec]) -> str:
     """What was found of a file that is whole; raises what is wrong with it."""
     from mcodec.container import describe
 
     data = path.read_bytes()
-    fields = describe(data)
+    fields = describe(data, max_pixels=max_pixels)
     weights = codec(fields["fingerprint"])
-    symbols = sum(stage.numel() for stage in weights.codes(data))
+    codes = weights.decode_with_codes(data, max_pixels)[1] if deep else weights.codes(data, max_pixels)
+    symbols = sum(stage.numel() for stage in codes)
     report = f"{fields['width']} x {fields['height']}, {len(data):,} bytes, {symbols:,} codes"
-    if deep:
-        weights.decode(data)
-        report += ", pixels"
-    return report
+    return report + ", pixels" if deep else report
 
 
 def _released(fingerprint: str) -> str | None:

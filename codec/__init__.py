@@ -27,6 +27,7 @@ from mcodec.errors import (
     TargetError,
     TrainingError,
     UnsupportedVersion,
+    VerificationError,
     WrongModel,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
     "TargetError",
     "TrainingError",
     "UnsupportedVersion",
+    "VerificationError",
     "WrongModel",
     "__version__",
     "load",

@@ -67,6 +67,12 @@ class _Tile:
     seams: Seams  # its borders within it
 
     @property
+    def box(self) -> Box:
+        """The padded tile within its padded picture, in pixels."""
+        left, top = self.outer[:2]
+        return Box(top + self.inner.top, left + self.inner.left, top + self.inner.bottom, left + self.inner.right)
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Tiles with the same key can be encoded together."""
         return self.padded, self.inner
@@ -118,6 +124,18 @@ class Codec:
         self, images: Sequence[Picture], quality: float | Sequence[float] = 50, metadata: str = "all"
     ) -> list[bytes]:
         """`encode` for pictures of any sizes; those of equal padded size share one pass. Order is kept."""
+        return [data for data, _ in self._files(images, quality, metadata)]
+
+    def encode_with_codes(
+        self, image: Picture, quality: float = 50, metadata: str = "all"
+    ) -> tuple[bytes, list[Tensor]]:
+        """`encode`, and the codes that went into the file, to be compared with what `codes` reads from it."""
+        return self._files([image], quality, metadata, with_codes=True)[0]
+
+    def _files(
+        self, images: Sequence[Picture], quality: float | Sequence[float], metadata: str, with_codes: bool = False
+    ) -> list[tuple[bytes, list[Tensor]]]:
+        """Files of pictures, and their codes where these are wanted."""
         qualities = [quality] * len(images) if isinstance(quality, int | float) else list(quality)
         if len(qualities) != len(images):
             raise ValueError(f"{len(images)} images but {len(qualities)} qualities")
@@ -125,8 +143,9 @@ class Codec:
             raise ValueError(f"metadata must be one of {', '.join(METADATA)}, got {metadata!r}")
         levels = [level_of(q) for q in qualities]
         rasters = [to_raster(image) for image in images]
-        payloads = self._payloads(rasters, levels)
-        return [
+        canvases = [self._canvas(*raster.size[::-1]) if with_codes else [] for raster in rasters]
+        payloads = self._payloads(rasters, levels, canvases)
+        files = [
             container.pack(
                 Container(
                     Header(*raster.size, level, self.fingerprint, raster.kind, self.tile),
@@ -136,6 +155,7 @@ class Codec:
             )
             for raster, level, payload in zip(rasters, levels, payloads, strict=True)
         ]
+        return list(zip(files, canvases, strict=True))
 
     def encode_iter(
         self, items: Iterable[Any], quality: float = 50, metadata: str = "all", readers: int = batch.READERS
@@ -148,8 +168,10 @@ class Codec:
         level_of(quality)
         return batch.encoded(lambda rasters: self.encode_batch(rasters, quality, metadata), items, readers)
 
-    def _payloads(self, rasters: Sequence[Raster], levels: Sequence[int]) -> list[bytes]:
-        """The sections of codes of pictures."""
+    def _payloads(
+        self, rasters: Sequence[Raster], levels: Sequence[int], canvases: list[list[Tensor]]
+    ) -> list[bytes]:
+        """The sections of codes of pictures; the codes themselves go into `canvases` that are not empty."""
         for raster in rasters:
             container.check_size(*raster.size)
         jobs = [
@@ -164,7 +186,9 @@ class Codec:
             inner, seams = group[0].inner, group[0].seams
             levels = [tile.level for tile in group]
             windows = [rasters[tile.item].crop(*tile.outer) for tile in group]
-            streams = self._encode(windows, levels, inner, seams)
+            streams, codes = self._encode(windows, levels, inner, seams)
+            for item, tile in enumerate(group):
+                self._place(canvases[tile.item], tile.box, codes, item)
             ends: list[list[int]] = [[]] * len(streams)
             if any(seams):  # where the stages end shows in reading them back
                 words = self._decode(streams, inner.bottom - inner.top, inner.right - inner.left, levels)[1]
@@ -195,23 +219,28 @@ class Codec:
             jobs.append(_Tile(item, level, outer, padded, inner, seams))
         return jobs
 
-    def _encode(self, windows: list[Samples], levels: list[int], inner: Box, seams: Seams) -> list[bytes]:
-        """Streams of tiles: `inner` of windows of one padded size."""
+    def _encode(
+        self, windows: list[Samples], levels: list[int], inner: Box, seams: Seams
+    ) -> tuple[list[bytes], list[Tensor]]:
+        """Tiles, `inner` of windows of one padded size: their streams, and per stage their codes, `[B, M, h, w]`."""
         x = torch.cat([to_tensor(w, self.model.config.multiple) for w in windows]).to(self.device)
         coder = entropy.batch_encoder(len(windows), self.device)
+        coded: list[Tensor] = []
 
         def assign(index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
             stage, tables = self.model.stage(index), self._tables[index]
             book, tile, grid = stage.codebooks, inner.coarser(stage.stride), (latents.shape[2], latents.shape[3])
             g, s = self._prior(index, offset, scale)
             codes = coder.choose(tables, g, s, book.vectors(latents), book.codewords, BETA)
-            coder.add_stage(tables, _part(g, grid, tile), _part(s, grid, tile), _part(codes, grid, tile))
+            part = _part(codes, grid, tile)
+            coder.add_stage(tables, _part(g, grid, tile), _part(s, grid, tile), part)
+            coded.append(part.unflatten(2, (tile.bottom - tile.top, tile.right - tile.left)))
             return codes.unflatten(2, grid)
 
         level = torch.tensor(levels, dtype=torch.float32, device=self.device)
         with torch.no_grad(), self._precision():
             self.model.encode(x, level, assign, seams if any(seams) else None)
-        return coder.finish()
+        return coder.finish(), coded
 
     # ---- decoding -----------------------------------------------------------------------------------------
 
@@ -221,14 +250,16 @@ class Codec:
         stages: int | None = None,
         region: tuple[int, int, int, int] | None = None,
         partial: bool = False,
+        max_pixels: int | None = container.MAX_DECODED_PIXELS,
     ) -> Image.Image:
         """The picture of a .mci file, metadata in its `info`. Raises FormatError (see mcodec.errors) or WrongModel.
 
         stages: use the first ones only, from 1 on: a coarser picture. region: (x, y, width, height) in pixels.
-        partial: take the beginning of a file, as many stages as are whole in it.
+        partial: take the beginning of a file, as many stages as are whole in it. max_pixels: LimitExceeded, before
+        memory is taken, where the header claims a picture of more, region or not; None: the format's limit alone.
         16-bit colour and 16-bit grey with alpha come with their upper 8 bits; `decode_raster` has them all.
         """
-        return self.decode_raster(data, stages, region, partial).image()
+        return self.decode_raster(data, stages, region, partial, max_pixels).image()
 
     def decode_array(
         self,
@@ -236,9 +267,10 @@ class Codec:
         stages: int | None = None,
         region: tuple[int, int, int, int] | None = None,
         partial: bool = False,
+        max_pixels: int | None = container.MAX_DECODED_PIXELS,
     ) -> Samples:
         """As `decode`, but an array: `[H, W]` or `[H, W, 2..4]` (alpha last), uint8 or uint16 as it was encoded."""
-        return self.decode_raster(data, stages, region, partial).array()
+        return self.decode_raster(data, stages, region, partial, max_pixels).array()
 
     def decode_raster(
         self,
@@ -246,29 +278,49 @@ class Codec:
         stages: int | None = None,
         region: tuple[int, int, int, int] | None = None,
         partial: bool = False,
+        max_pixels: int | None = container.MAX_DECODED_PIXELS,
     ) -> Raster:
         """As `decode`, in full depth, with alpha and metadata apart."""
-        return self._rasters([self._open(data, partial)], stages, region, partial)[0]
+        return self._rasters([self._open(data, max_pixels, partial)], stages, region, partial)[0]
 
-    def decode_batch(self, data: Sequence[bytes]) -> list[Image.Image]:
+    def decode_with_codes(
+        self, data: bytes, max_pixels: int | None = container.MAX_DECODED_PIXELS
+    ) -> tuple[Raster, list[Tensor]]:
+        """`decode_raster` and `codes` at once."""
+        files = [self._open(data, max_pixels)]
+        canvases = self._canvases(files)
+        boxes = [_region(files[0].header, None)]
+        return self._rendered(files, canvases, boxes, whole=True)[0], [stage.cpu() for stage in canvases[0]]
+
+    def decode_batch(
+        self, data: Sequence[bytes], max_pixels: int | None = container.MAX_DECODED_PIXELS
+    ) -> list[Image.Image]:
         """`decode` for files of any sizes; those of equal padded size share one pass. Order is kept."""
-        return [raster.image() for raster in self._rasters([self._open(d) for d in data])]
+        return [raster.image() for raster in self._rasters([self._open(d, max_pixels) for d in data])]
 
-    def decode_iter(self, items: Iterable[Any], readers: int = batch.READERS) -> Iterator[Result[Image.Image]]:
+    def decode_iter(
+        self,
+        items: Iterable[Any],
+        readers: int = batch.READERS,
+        max_pixels: int | None = container.MAX_DECODED_PIXELS,
+    ) -> Iterator[Result[Image.Image]]:
         """`decode` for any number of items: bytes, or paths and URLs of .mci files; otherwise as `encode_iter`."""
-        return batch.decoded(self.decode_batch, items, readers)
+        return batch.decoded(lambda files: self.decode_batch(files, max_pixels), items, readers)
 
-    def codes(self, data: bytes) -> list[Tensor]:
+    def codes(self, data: bytes, max_pixels: int | None = container.MAX_DECODED_PIXELS) -> list[Tensor]:
         """The decoded codes of a file, stage by stage: integers `[M, H/r, W/r]` of the padded picture."""
-        return self.codes_batch([data])[0]
+        return self.codes_batch([data], max_pixels)[0]
 
-    def codes_batch(self, data: Sequence[bytes]) -> list[list[Tensor]]:
+    def codes_batch(
+        self, data: Sequence[bytes], max_pixels: int | None = container.MAX_DECODED_PIXELS
+    ) -> list[list[Tensor]]:
         """`codes` for files of any sizes."""
-        return [[stage.cpu() for stage in stages] for stages in self._canvases([self._open(d) for d in data])]
+        files = [self._open(d, max_pixels) for d in data]
+        return [[stage.cpu() for stage in stages] for stages in self._canvases(files)]
 
-    def stage_bytes(self, data: bytes) -> list[int]:
+    def stage_bytes(self, data: bytes, max_pixels: int | None = container.MAX_DECODED_PIXELS) -> list[int]:
         """How many bytes of a file each stage takes."""
-        file = self._open(data)
+        file = self._open(data, max_pixels)
         streams = file.streams()
         if streams.sizes is not None:
             return [sum(stage) for stage in streams.sizes]
@@ -278,8 +330,8 @@ class Codec:
         ends = _ends(stream, torch.cat(words).tolist())
         return [end - begin for begin, end in pairwise((0, *ends))]
 
-    def _open(self, data: bytes, partial: bool = False) -> Container:
-        file = container.unpack(data, partial)
+    def _open(self, data: bytes, max_pixels: int | None, partial: bool = False) -> Container:
+        file = container.unpack(data, partial, max_pixels)
         if file.header.fingerprint != self.fingerprint:
             raise WrongModel(
                 f"the file was made by weights {file.header.fingerprint.hex()}, "
@@ -300,11 +352,17 @@ class Codec:
             raise ValueError(f"stages must be from 1 to {self.stages}, got {stages}")
         boxes = [_region(file.header, region) for file in files]
         canvases = self._canvases(files, stages, None if region is None else boxes, partial)
+        return self._rendered(files, canvases, boxes, whole=region is None)
+
+    def _rendered(
+        self, files: list[Container], canvases: list[list[Tensor]], boxes: list[Box], whole: bool
+    ) -> list[Raster]:
+        """The parts of pictures that lie in `boxes`, which are all of them or not; from their codes."""
         out: list[Samples | None] = [None] * len(files)
-        whole = [i for i, file in enumerate(files) if file.header.tiles == 1 and region is None]
+        single = [i for i, file in enumerate(files) if file.header.tiles == 1 and whole]
 
         def together(members: list[int]) -> None:
-            group = [whole[i] for i in members]
+            group = [single[i] for i in members]
             height, width = self._padded(files[group[0]].header.height, files[group[0]].header.width)
             codes = [torch.stack(stage) for stage in zip(*(canvases[i] for i in group), strict=True)]
             pictures = self._synthesize(codes, height, width, [files[i].header.level for i in group])
@@ -313,12 +371,12 @@ class Codec:
                 out[i] = from_tensor(picture[None], header.height, header.width, header.kind)
 
         # only what has all its stages can share a pass: of a partial file, some may be missing
-        sizes = [self._padded(files[i].header.height, files[i].header.width) for i in whole]
-        keys = [(size, len(canvases[i])) for size, i in zip(sizes, whole, strict=True)]
+        sizes = [self._padded(files[i].header.height, files[i].header.width) for i in single]
+        keys = [(size, len(canvases[i])) for size, i in zip(sizes, single, strict=True)]
         for members in self._batches(keys, sizes):
             together(members)
         for i, file in enumerate(files):
-            if i not in whole:
+            if i not in single:
                 out[i] = self._windows(file.header, canvases[i], boxes[i])
         return [
             _raster(file, box, samples)
@@ -387,11 +445,7 @@ class Codec:
                 if needed:
                     jobs.append((i, tile, box, max(needed)))
             if header.tiles > 1:
-                # 16 bits hold any code and are half of what a large picture would take otherwise
-                canvases[i] = [
-                    torch.zeros(s.groups, height // s.stride, width // s.stride, dtype=torch.int16)
-                    for s in self.model.config.stages[:count]
-                ]
+                canvases[i] = self._canvas(header.height, header.width, count)
 
         def work(members: list[int]) -> None:
             group = [jobs[i] for i in members]
@@ -408,15 +462,28 @@ class Codec:
                 if files[i].header.tiles == 1:
                     canvases[i] = [stage[item] for stage in codes]
                     continue
-                for config, stage, canvas in zip(self.model.config.stages, codes, canvases[i], strict=False):
-                    top, left, bottom, right = place.coarser(config.stride)
-                    canvas[:, top:bottom, left:right] = stage[item]
+                self._place(canvases[i], place, codes, item)
 
         sizes_of = [(box.bottom - box.top, box.right - box.left) for _, _, box, _ in jobs]
         # of a partial file each tile may end elsewhere
         keys = [(size, count, i if partial else 0) for size, (i, _, _, count) in zip(sizes_of, jobs, strict=True)]
         self._each(work, self._batches(keys, sizes_of))
         return canvases
+
+    def _canvas(self, height: int, width: int, stages: int | None = None) -> list[Tensor]:
+        """Codes of a whole picture to be filled in, zeros `[M, H/r, W/r]` per stage."""
+        height, width = self._padded(height, width)
+        # 16 bits hold any code and are half of what a large picture would take otherwise
+        return [
+            torch.zeros(s.groups, height // s.stride, width // s.stride, dtype=torch.int16)
+            for s in self.model.config.stages[:stages]
+        ]
+
+    def _place(self, canvas: list[Tensor], box: Box, codes: list[Tensor], item: int) -> None:
+        """Puts the codes of an item of a batch of tiles where they belong; in the stages that both have."""
+        for config, stage, whole in zip(self.model.config.stages, codes, canvas, strict=False):
+            top, left, bottom, right = box.coarser(config.stride)
+            whole[:, top:bottom, left:right] = stage[item]
 
     def _meet(self, tile: Box, index: int, around: Sequence[Box]) -> bool:
         """Whether a stage of a region needs anything of a tile (pixels)."""
@@ -539,7 +606,7 @@ def _region(header: Header, region: tuple[int, int, int, int] | None) -> Box:
 
 def _sections(raster: Raster, metadata: str) -> tuple[tuple[int, bytes], ...]:
     """What a file holds beside the codes."""
-    kept = {"all": raster.metadata, "no-gps": raster.metadata.without_gps(), "none": Metadata()}[metadata]
+    kept = raster.metadata.kept(metadata)
     sections = [(TAG_ICC, kept.icc), (TAG_EXIF, kept.exif), (TAG_XMP, kept.xmp)]
     if raster.alpha is not None:
         sections.append((TAG_ALPHA, alpha.pack(raster.alpha)))

@@ -19,6 +19,9 @@ CRC_BYTES = 4
 MAX_SIDE = 65535
 MAX_PIXELS = 2**28
 MAX_SECTIONS = 4096
+#: A file of a few bytes may claim MAX_PIXELS, which costs gigabytes to decode: above this, where Pillow by default
+#: refuses too, a decoder wants to be told.
+MAX_DECODED_PIXELS = 178_956_970
 
 #: Tiles have sides of MIN_TILE << n, n from 0 to MAX_LOG2_TILE.
 MIN_TILE = 64
@@ -124,10 +127,11 @@ def pack(container: Container) -> bytes:
     return bytes(out) + zlib.crc32(out).to_bytes(CRC_BYTES, "little")
 
 
-def unpack(data: bytes, partial: bool = False) -> Container:
+def unpack(data: bytes, partial: bool = False, max_pixels: int | None = None) -> Container:
     """Inverse of `pack`; raises only subclasses of FormatError, whatever the bytes.
 
     partial: take the beginning of a file, as far as it goes. Nothing then says whether the bytes are undamaged.
+    max_pixels: LimitExceeded where the header claims a picture of more; None: only the limits of the format hold.
     """
     if len(data) < len(MAGIC) and MAGIC.startswith(data) and data:
         raise CorruptStream("the file is truncated: it ends in the magic bytes")
@@ -148,6 +152,11 @@ def unpack(data: bytes, partial: bool = False) -> Container:
         cause = "truncated" if _is_short(data) else "damaged"
         raise CorruptStream(f"the file is {cause}: its checksum does not match")
     header, place = _header(body)
+    if max_pixels is not None and header.width * header.height > max_pixels:
+        raise LimitExceeded(
+            f"picture of {header.width}x{header.height}: more than {max_pixels} pixels, the limit for decoding; "
+            "max_pixels (--max-pixels) raises it"
+        )
     codes: tuple[bytes, int] | None = None
     sections: list[tuple[int, bytes]] = []
     while place < len(body):
@@ -180,9 +189,9 @@ def unpack(data: bytes, partial: bool = False) -> Container:
     return Container(header, payload, tuple(sections), None if len(payload) == length else length)
 
 
-def describe(data: bytes, partial: bool = False) -> dict[str, Any]:
+def describe(data: bytes, partial: bool = False, max_pixels: int | None = None) -> dict[str, Any]:
     """What a file says of itself, without weights; raises as `unpack` does."""
-    container = unpack(data, partial)
+    container = unpack(data, partial, max_pixels)
     header = container.header
     sections = {"codes": len(container.codes)}
     for tag, payload in container.sections:

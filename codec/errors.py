@@ -9,9 +9,10 @@
     │   ├── NotAnMciFile      wrong magic bytes
     │   ├── UnsupportedVersion  written by a newer mcodec
     │   ├── CorruptStream     truncated, damaged (CRC) or inconsistent
-    │   └── LimitExceeded     a header field above its named limit
+    │   └── LimitExceeded     a header field above its named limit, or more pixels than the caller decodes
     ├── ModelError            weights are missing, damaged or not loadable
     │   └── WrongModel        the file was made by other weights
+    ├── VerificationError     a file that was written does not hold what was encoded
     ├── TrainingError         a training configuration or data set that cannot be used
     └── BenchError            a benchmark that cannot be run, or results that cannot be compared
 
@@ -52,7 +53,7 @@ class CorruptStream(FormatError):
 
 
 class LimitExceeded(FormatError):
-    """A field of the header is above its named limit."""
+    """A field of the header is above its named limit, or more pixels are claimed than the caller decodes."""
 
 
 class ModelError(CodecError):
@@ -61,6 +62,10 @@ class ModelError(CodecError):
 
 class WrongModel(ModelError):
     """The file was made by weights that are not the ones loaded."""
+
+
+class VerificationError(CodecError):
+    """A file that was written does not hold what was encoded; it has not been put in place."""
 
 
 class TrainingError(CodecError):

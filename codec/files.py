@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -35,10 +35,16 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """A file with this content, through `atomic`."""
+def write_bytes(path: str | Path, data: bytes, check: Callable[[bytes], None] | None = None) -> None:
+    """A file with this content, through `atomic`.
+
+    check: gets what the file holds, read back; if it raises, `path` stays as it was.
+    """
     with atomic(path) as file:
         file.write(data)
+        if check is not None:
+            file.seek(0)
+            check(file.read())
 
 
 def _open(temporary: Path) -> BinaryIO:

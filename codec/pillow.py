@@ -51,8 +51,8 @@ class MciImageFile(ImageFile.ImageFile):
     def load(self) -> Any:
         """Decode; OSError as from other plugins where the file needs other weights."""
         if self._data:
-            try:
-                image = default_codec(**_choice).decode(self._data)
+            try:  # Image.open has compared the size with Image.MAX_IMAGE_PIXELS
+                image = default_codec(**_choice).decode(self._data, max_pixels=None)
             except CodecError as error:
                 raise OSError(str(error)) from error
             self.im, self._data = image.im, b""

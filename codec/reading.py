@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from mcodec.container import MAX_DECODED_PIXELS
 from mcodec.errors import CodecError
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ def read(
     region: tuple[int, int, int, int] | None = None,
     model: str | None = None,
     device: str = "auto",
+    max_pixels: int | None = MAX_DECODED_PIXELS,
 ) -> Image.Image:
     """The picture of a .mci file; source: a path, or a URL that fsspec opens (https://, s3://, memory://, ...).
 
-    Fits where torchvision takes a loader: `ImageFolder(root, loader=mcodec.read, extensions=(".mci",))`. stages and
-    region as in `Codec.decode`; the codec is loaded once per process.
+    Fits where torchvision takes a loader: `ImageFolder(root, loader=mcodec.read, extensions=(".mci",))`. stages,
+    region and max_pixels as in `Codec.decode`; the codec is loaded once per process.
     """
-    return default_codec(model, device).decode(read_bytes(source), stages, region)
+    return default_codec(model, device).decode(read_bytes(source), stages, region, max_pixels=max_pixels)

@@ -2,15 +2,16 @@
 
     python tests/matrix.py --python python3.11 --python python3.12 --tests "tests/test_api.py tests/test_entropy.py"
 
-Each row installs the repository with its pins and runs the tests. A row whose packages cannot be had is reported as
-such, not as passed. Interpreters are names or paths. Where torch's default build is too large, name an index of CPU
-builds: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu. Exit status 1 unless every row passed.
+Each row installs the repository with its pins, without what only the benchmark needs, runs the tests and removes the
+environment. A row whose packages cannot be had is reported as such, not as passed. Interpreters are names or paths.
+Where torch's default build is too large, name an index of CPU builds:
+PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu. Exit status 1 unless every row passed.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ PINS = {
     "oldest numpy and Pillow": {"torch": "", "numpy": "==1.26.*", "pillow": "==11.0.*"},
     "newest": {"torch": "", "numpy": ">=2", "pillow": ""},
 }
-TESTS = "tests/test_api.py tests/test_entropy.py tests/test_image.py tests/test_container.py tests/test_cli.py"
+TESTED = ("golden", "container", "image", "api", "entropy", "verify", "encode_verify", "cli")
+TESTS = " ".join(f"tests/test_{name}.py" for name in TESTED)
 
 
 @dataclass
@@ -39,6 +41,10 @@ class Row:
     versions: str = ""
     log: str = ""
 
+    @property
+    def passed(self) -> bool:
+        return self.outcome.startswith("passed")
+
 
 def run(command: list[str], log: Path, cwd: Path = ROOT) -> bool:
     """Whether a command succeeded; what it says is appended to the log."""
@@ -46,23 +52,24 @@ def run(command: list[str], log: Path, cwd: Path = ROOT) -> bool:
         return subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, cwd=cwd).returncode == 0
 
 
-def test(python: str, name: str, pins: dict[str, str], tests: str, folder: Path, override: dict[str, str]) -> Row:
+def row_of(python: str, name: str, pins: dict[str, str], tests: str, folder: Path, override: dict[str, str]) -> Row:
     """One row: environment, installation, tests."""
     log = folder / f"{Path(python).name}-{name.replace(' ', '-')}.log"
-    environment = folder / log.stem
-    if not run([python, "-m", "venv", str(environment)], log):
-        return Row(python, name, "no such Python", log=str(log))
-    program = str(environment / "bin" / "python")
     wanted = [f"{package}{override.get(package, version)}" for package, version in pins.items()]
-    if not run([program, "-m", "pip", "install", "-q", *wanted, f"{ROOT}[test]"], log):
-        return Row(python, name, "not installable", log=str(log))
-    listed = subprocess.run(
-        [program, "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
-    ).stdout
-    versions = {p["name"].lower(): p["version"] for p in json.loads(listed)}
-    shown = ", ".join(f"{package} {versions[package]}" for package in pins)
-    passed = run([str(environment / "bin" / "pytest"), "-q", "-x", *tests.split()], log)
-    return Row(python, name, "passed" if passed else "FAILED", shown, str(log))
+    if shutil.which(python) is None:
+        return Row(python, name, "no such Python")
+    with tempfile.TemporaryDirectory(dir=folder) as environment:
+        run([python, "-m", "venv", environment], log)
+        program = f"{environment}/bin/python"
+        if not run([program, "-m", "pip", "install", "-q", *wanted, "pytest", "hypothesis", f"{ROOT}[images]"], log):
+            return Row(python, name, "not installable", log=str(log))
+        command = [program, "-m", "pip", "list", "--format=json"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        versions = {p["name"].lower(): p["version"] for p in json.loads(listed)}
+        shown = ", ".join(f"{package} {versions[package]}" for package in (*pins, "triton") if package in versions)
+        passed = run([f"{environment}/bin/pytest", "-q", *tests.split()], log)
+    last = log.read_text().splitlines()[-1]
+    return Row(python, name, f"{'passed' if passed else 'FAILED'}: {last}", shown, str(log))
 
 
 @click.command(help=__doc__)
@@ -70,21 +77,21 @@ def test(python: str, name: str, pins: dict[str, str], tests: str, folder: Path,
 @click.option("--row", "rows", multiple=True, type=click.Choice(list(PINS)), help="Only these. [default: all]")
 @click.option("--pin", "override", multiple=True, metavar="NAME==VERSION", help="Replaces a pin of every row.")
 @click.option("--tests", default=TESTS, help="Test files to run.")
-@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Folder for environments and logs.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Folder for the logs.")
 def main(
     pythons: tuple[str, ...], rows: tuple[str, ...], override: tuple[str, ...], tests: str, keep: Path | None
 ) -> None:
     pins = {name: "==" + version for name, _, version in (item.partition("==") for item in override)}
     folder = keep or Path(tempfile.mkdtemp())
-    os.makedirs(folder, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     failed = False
     click.echo("| Python | pins | versions | outcome |\n|---|---|---|---|")
     for python in pythons:
         for name in rows or PINS:
-            row = test(python, name, PINS[name], tests, folder, pins)
-            failed = failed or row.outcome != "passed"
+            row = row_of(python, name, PINS[name], tests, folder, pins)
+            failed = failed or not row.passed
             click.echo(f"| {row.python} | {row.pins} | {row.versions} | {row.outcome} |")
-            if row.outcome != "passed":
+            if not row.passed:
                 click.echo(f"see {row.log}", err=True)
     if failed:
         raise SystemExit(1)

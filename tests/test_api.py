@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from settings import SETTINGS, setting
 from tiny import TINY, lively
 
+from mcodec import container
 from mcodec.api import Codec
 from mcodec.errors import CorruptStream, FormatError, LimitExceeded, WrongModel
 
@@ -103,6 +105,29 @@ def test_limits(tiny: Codec) -> None:
     wide = np.broadcast_to(np.zeros(3, np.uint8), (1, 70000, 3))
     with pytest.raises(LimitExceeded, match="no side may be longer than 65535"):
         tiny.encode(wide)
+
+
+def test_decompression_bombs(tiny: Codec, picture: Make) -> None:
+    """A small file that claims 2^28 pixels is refused before any of them is decoded, unless that is asked for."""
+    data = tiny.encode(picture(20, 30))
+    file = container.unpack(data)
+    bomb = container.pack(replace(file, header=replace(file.header, width=16384, height=16384)))
+    small = {"max_pixels": 599}
+    for decode in (tiny.decode, tiny.decode_array, tiny.decode_raster, tiny.codes, tiny.stage_bytes):
+        with pytest.raises(LimitExceeded, match=f"more than {container.MAX_DECODED_PIXELS} pixels.*max_pixels"):
+            decode(bomb)
+        with pytest.raises(LimitExceeded):
+            decode(data, **small)
+        decode(data, max_pixels=600)
+        with pytest.raises(CorruptStream):  # past the limit: of 256 tiles there is no table
+            decode(bomb, max_pixels=None)
+    for several in (tiny.decode_batch, tiny.codes_batch):
+        with pytest.raises(LimitExceeded):
+            several([data, bomb])
+    assert [type(r.error) for r in tiny.decode_iter([data, bomb])] == [type(None), LimitExceeded]
+    assert [type(r.error) for r in tiny.decode_iter([data], **small)] == [LimitExceeded]
+    with pytest.raises(LimitExceeded):
+        tiny.decode(data, region=(0, 0, 1, 1), **small)
 
 
 def test_rate_is_what_the_model_says(tiny: Codec, picture: Make) -> None:

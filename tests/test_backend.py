@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from settings import BACKENDS
+from settings import CODERS, coded_by
 from tiny import TINY, TINY_UMGM, lively
 
 import mcodec
@@ -21,24 +20,6 @@ from mcodec.entropy import coder
 from mcodec.kernels import backend
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-#: name -> (MCODEC_ENTROPY, MCODEC_KERNELS, device)
-CODERS = {name: (name, "reference", "cpu") for name in BACKENDS} | {"torch": ("tensor", "reference", "cpu")}
-if backend.interpreted():
-    CODERS["interpreter"] = ("tensor", "triton", "cpu")
-if torch.cuda.is_available():
-    CODERS["gpu"] = ("auto", "auto", "cuda")
-
-
-@contextmanager
-def coded_by(name: str, codec: Codec) -> Iterator[Codec]:
-    """The codec as one of CODERS."""
-    entropy, kernels, device = CODERS[name]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MCODEC_ENTROPY", entropy)
-        patch.setenv("MCODEC_KERNELS", kernels)
-        yield codec if device == "cpu" else Codec(codec.model, codec.fingerprint, torch.device(device))
-    codec.model.to(codec.device)
 
 
 def all_pairs(codec: Codec, pictures: list[NDArray[np.uint8]], qualities: list[float]) -> None:

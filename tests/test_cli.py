@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mcodec import container
 from mcodec.cli import main as entry
 
 COMMANDS = ("encode", "decode", "info", "verify", "models", "train", "export", "experiment", "bench")
@@ -194,6 +196,23 @@ def test_damaged_file(
     fails(capsys, "decode", bad)
     assert not bad.with_suffix(".png").exists()
     fails(capsys, "info", bad)
+
+
+def test_limit_of_pixels(coded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = container.unpack(coded.read_bytes())
+    bomb, target = coded.with_name("bomb.mci"), coded.with_name("bomb.png")
+    bomb.write_bytes(container.pack(replace(file, header=replace(file.header, width=16384, height=16384, tile=16384))))
+    message = "picture of 16384x16384: more than 178956970 pixels, the limit for decoding; max_pixels (--max-pixels)"
+    assert message in fails(capsys, "decode", bomb)
+    assert message in fails(capsys, "info", "--stages", bomb)
+    assert run(capsys, "info", bomb)[0] == 0
+    status, out, _ = run(capsys, "verify", bomb)
+    assert status == 1 and out.startswith(f"{bomb}: FAILED, {message}")
+    assert not target.exists()
+    pixels = file.header.width * file.header.height
+    assert "--max-pixels" in fails(capsys, "decode", coded, target, "--max-pixels", pixels - 1)
+    assert run(capsys, "decode", coded, target, "--max-pixels", pixels)[0] == 0
+    assert run(capsys, "verify", "--deep", coded, "--max-pixels", pixels)[0] == 0
 
 
 @pytest.mark.parametrize("command", ["encode", "decode"])

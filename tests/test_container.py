@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from mcodec import tiles
 from mcodec.container import (
+    MAX_DECODED_PIXELS,
     MAX_LOG2_TILE,
+    MAX_PIXELS,
     MAX_SECTIONS,
     TAG_EXIF,
     TAG_ICC,
@@ -70,6 +72,17 @@ def test_round_trip(width: int, height: int, level: int, codes: bytes) -> None:
 
 
 SMALL = pack(Container(Header(300, 200, 100, PRINT), b"some codes"))
+
+
+def test_pixels_claimed() -> None:
+    """What a caller decodes ends the claim of a header, and a picture of 108 megapixels is within the default."""
+    for width, height, limit in ((12000, 9000, MAX_DECODED_PIXELS), (16384, 16384, MAX_PIXELS), (16384, 16384, None)):
+        data = pack(Container(Header(width, height, 0, PRINT), b""))
+        assert unpack(data, max_pixels=limit).header.width == width
+        with pytest.raises(LimitExceeded, match=rf"{width}x{height}: more than \d+ pixels.*--max-pixels"):
+            unpack(data, max_pixels=width * height - 1)
+    with pytest.raises(LimitExceeded):
+        describe(data, max_pixels=MAX_DECODED_PIXELS)
 
 
 def test_every_truncation_is_detected() -> None:

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from mcodec import reading
+from mcodec import container, reading
 from mcodec.api import Codec
 from mcodec.container import describe
 from mcodec.errors import TargetError
@@ -67,6 +68,22 @@ def test_plugin_metadata_and_damage(picture: Make, tiny: Codec) -> None:
     other = Codec(tiny.model, b"otherone").encode(picture(9, 9))
     with pytest.raises(OSError, match="made by weights"):
         Image.open(io.BytesIO(other)).load()
+
+
+@pytest.mark.usefixtures("plugin")
+def test_plugin_goes_by_the_limit_of_pillow(picture: Make, tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny.encode(picture(20, 30))
+    file = container.unpack(data)
+    bomb = container.pack(replace(file, header=replace(file.header, width=16384, height=16384)))
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(bomb))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(data))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert Image.open(io.BytesIO(data)).load() is not None
+    with pytest.raises(OSError, match="table"):  # of 256 tiles; no limit of ours comes before it
+        Image.open(io.BytesIO(bomb)).load()
 
 
 def test_plugin_in_a_fresh_interpreter(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 from fuzz.bulk import Hang, Seed, decode_picture, outcomes
@@ -27,18 +29,34 @@ def test_mutated_files_in_bounded_memory() -> None:
     assert all(f" {what}" in done.stdout for what in ("decoded", "CorruptStream", "NotAnMciFile"))
 
 
-def test_every_flipped_bit(tiny: Codec) -> None:
+def _pixel(tiny: Codec) -> tuple[Codec, bytes]:
+    return tiny, tiny.encode(np.full((1, 1, 3), 128, np.uint8), 1)
+
+
+def _sections(_: Codec) -> tuple[Codec, bytes]:
+    data = (golden.FOLDER / "pixel-bilevel-alpha-metadata.mci").read_bytes()
+    return golden.codec_for(data), data
+
+
+def _tiles(_: Codec) -> tuple[Codec, bytes]:
+    codec = golden.codec_for((golden.FOLDER / "static-pixel.mci").read_bytes())
+    codec.tile = 64
+    return codec, codec.encode(np.full((1, 65), 128, np.uint8), 50)
+
+
+@pytest.mark.parametrize("make", [_pixel, _sections, _tiles])
+def test_every_flipped_bit(make: Callable[[Codec], tuple[Codec, bytes]], tiny: Codec) -> None:
     """Detected by the checksum; where that is made right again, decoded or refused by a documented exception."""
-    data = tiny.encode(np.full((1, 1, 3), 128, np.uint8), 1)
+    codec, data = make(tiny)
     ends = set()
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(FormatError):
-            tiny.decode(bytes(damaged))
+            codec.decode(bytes(damaged))
         if bit < 8 * (len(data) - CRC_BYTES):
             try:
-                decode_picture(tiny, seal(bytes(damaged[:-CRC_BYTES])), 2**16)
+                decode_picture(codec, seal(bytes(damaged[:-CRC_BYTES])), 2**16)
                 ends.add("decoded")
             except (FormatError, WrongModel) as error:
                 ends.add(type(error).__name__)

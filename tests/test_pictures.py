@@ -199,7 +199,7 @@ def test_there_are_enough_kinds() -> None:
 def test_strip(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exif = Image.Exif()
     exif[0x010F] = "Maker"
-    exif.get_ifd(0x8825)[1] = "N"
+    exif[0x8825] = {1: "N"}
     source = tmp_path / "a.jpg"
     Image.fromarray(colours).save(source, exif=exif, xmp=b"<x/>", icc_profile=b"profile")
     sections = {}

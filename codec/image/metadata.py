@@ -46,6 +46,10 @@ class Metadata:
             xmp=_xmp_without_gps(self.xmp) if self.xmp else None,
         )
 
+    def kept(self, which: str) -> Metadata:
+        """What a file carries of it: "all", "no-gps" or "none" of it."""
+        return {"all": self, "no-gps": self.without_gps(), "none": Metadata()}[which]
+
     def info(self) -> dict[str, bytes]:
         """As Pillow keeps it in `Image.info`."""
         entries = {"icc_profile": self.icc, "exif": _PREFIX + self.exif if self.exif else None, "xmp": self.xmp}
@@ -89,7 +93,7 @@ def _collected(image: Image.Image) -> bytes | None:
                 kept[tag] = found[tag]
         for pointer in (0x8769, GPS_IFD):
             if entries := dict(found.get_ifd(pointer)):
-                kept.get_ifd(pointer).update(entries)
+                kept[pointer] = entries  # get_ifd of a new block is not written by every Pillow
         data: bytes = kept.tobytes()
     except Exception:  # as above
         return None

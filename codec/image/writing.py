@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,10 +76,13 @@ def save(picture: Image.Image | Raster, file: BinaryIO, form: str, **options: An
         image.save(file, form, **_options(raster.metadata, form), **options)
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """A file, whole or not at all; ImageError where the folder or disk refuses."""
+def write_bytes(path: str | Path, data: bytes, check: Callable[[bytes], None] | None = None) -> None:
+    """A file, whole or not at all; ImageError where the folder or disk refuses.
+
+    check: gets what the file holds, read back, before the file takes its name; it may raise.
+    """
     try:
-        _write_bytes(path, data)
+        _write_bytes(path, data, check)
     except OSError as error:
         raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -2,8 +2,9 @@
  *
  * Whatever the bytes, decoding must stay within its arrays, give codes in [0, K) or say that the stream ended early;
  * and codes that came out must encode, by the same tables, to a stream that gives them back. The input chooses the
- * shapes, then fills the coder's states and words, then the tables: with every value that their types hold, as values
- * out of range must give wrong numbers and never a wrong address. Where the input ends early a fixed generator goes on.
+ * shapes, then fills the coder's states and words, then the tables, then the latents of the encoder's choice: with every
+ * value that their types hold, as values out of range must give wrong numbers and never a wrong address. Where the input
+ * ends early a fixed generator goes on.
  *
  * With -DSTANDALONE the program runs the files it is given, once each, without libFuzzer. tests/fuzz/README.md
  */
@@ -79,6 +80,21 @@ static void round_trip(const Prior *p, const int32_t *codes, ptrdiff_t symbols, 
     free(start), free(freq), free(again), free(words), free(stream);
 }
 
+/* The encoder's choice from latents, codewords and a weight of any floats, NaN and infinity among them. */
+static void choose(Input *in, const Prior *p, ptrdiff_t symbols, int32_t *codes)
+{
+    float beta;
+    fill(in, &beta, sizeof beta);
+    float *latents = filled(in, (size_t)(symbols * p->dimension) * sizeof *latents);
+    float *points = filled(in, (size_t)(p->groups * p->codewords * p->dimension) * sizeof *points);
+    float *scratch = malloc((size_t)((p->dimension + 2) * p->padded) * sizeof *scratch);
+    if (!scratch)
+        abort();
+    float *constant = scratch + p->dimension * p->padded, *distance = constant + p->padded;
+    run_assign(p, latents, points, scratch, constant, distance, beta, codes);
+    free(latents), free(points), free(scratch);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     Input in = {data, size, 1};
@@ -87,7 +103,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     p.groups = 1 + (shape & 1);
     p.dimension = 1 + (shape >> 1 & 3);
     p.positions = shape >> 3;
-    p.codewords = 2 + (byte(&in) & 127);
+    const uint8_t size_and_choice = byte(&in);
+    p.codewords = 2 + (size_and_choice & 127);
     const ptrdiff_t count = byte(&in) & (flags & 1 ? 7 : 255); /* words; few: the stream ends early */
     const ptrdiff_t lanes = (ptrdiff_t)1 << (flags >> 1 & 3), scales = 1 + (flags >> 3 & 7);
     const int with_context = flags >> 6 & 1, in_range = flags >> 7;
@@ -132,6 +149,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 demand(states[lane] >= LOWEST && states[lane] < (uint64_t)1 << 48, "a state out of range");
             round_trip(&p, codes, symbols, lanes);
         }
+    }
+    if (size_and_choice & 128) {
+        choose(&in, &p, symbols, codes);
+        for (ptrdiff_t i = 0; i < symbols; i++)
+            demand(codes[i] >= 0 && codes[i] < p.codewords, "a code is chosen out of range");
+        if (in_range || !with_context)
+            round_trip(&p, codes, symbols, lanes);
     }
     free(codeword), free(log_weight), free(offset), free(scale), free(words), free(codes);
     close_prior(&p);
