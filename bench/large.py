@@ -3,7 +3,8 @@
     python -m mcodec.bench.large --width 12000 --height 9000 --folder large/
 
 The picture is photographs side by side (`--image`, mirrored so that they join) or, without one, smooth noise. Each
-command runs in a process of its own; peak memory is its maximum resident set (wait4). Seam energy is the squared error
+command runs in a process of its own; peak memory is its maximum resident set (wait4). Of PPM (the default) and TIFF the
+picture is read and written in parts, of other formats (`--format png`) it is held. Seam energy is the squared error
 in the two pixels on either side of the tiles' borders, beside that along the other lines of the coarsest stage's grid.
 """
 
@@ -72,19 +73,22 @@ def seams(original: NDArray[np.uint8], decoded: NDArray[np.uint8], side: int) ->
 @click.option("--height", default=9000, show_default=True)
 @click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--format", "form", default="ppm", show_default=True, help="suffix of the pictures read and written")
 @click.option("--quality", default="50", show_default=True)
 @click.option("--model", default=None, help="released name or path of weights")
-def main(width: int, height: int, image: Path | None, folder: Path, quality: str, model: str | None) -> None:
+def main(
+    width: int, height: int, image: Path | None, folder: Path, form: str, quality: str, model: str | None
+) -> None:
     """Print one JSON object."""
     from mcodec.container import MAX_PIXELS, describe
 
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     folder.mkdir(parents=True, exist_ok=True)
-    source, coded, copy, part = (folder / name for name in ("in.ppm", "out.mci", "copy.ppm", "part.png"))
+    source, coded, copy, part = (folder / name for name in (f"in.{form}", "out.mci", f"copy.{form}", "part.png"))
     original = picture(width, height, image)
     Image.fromarray(original).save(source)
     weights = ["--model", model] if model else []
-    results: dict[str, Any] = {"width": width, "height": height, "quality": quality}
+    results: dict[str, Any] = {"width": width, "height": height, "format": form, "quality": quality}
     results["encode"] = run(["encode", str(source), str(coded), "-q", quality, "--force", *weights])
     results["decode"] = run(["decode", str(coded), str(copy), "--force", *weights])
     middle = f"{width // 2 - REGION // 2},{height // 2 - REGION // 2},{REGION},{REGION}"

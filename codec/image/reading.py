@@ -13,8 +13,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from mcodec.container import Kind
 from mcodec.errors import ImageError
 from mcodec.image import metadata as meta
+from mcodec.image import strips
 from mcodec.image.raster import Raster, Samples, to_raster, turned
 
 WIDE = "16-bit colour needs imagecodecs and tifffile: pip install 'mcodec[images]'"
@@ -28,8 +30,13 @@ def read_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
 
 
 def read_raster(source: str | Path | bytes | BinaryIO) -> Raster:
-    """A picture file as what is coded, 16 bits of colour included; ImageError with one clear line if it cannot be."""
+    """A picture file as what is coded, 16 bits of colour included; ImageError with one clear line if it cannot be.
+
+    Of a large one whose format allows it, the samples stay in the file (`mcodec.image.strips`), which must not change.
+    """
     with _opened(source) as image:
+        if isinstance(source, str | Path) and (raster := _in_parts(Path(source), image)):
+            return raster
         if image.mode not in ("I", "F") and not image.mode.startswith("I;16") and _is_wide(image):
             return _wide(image)
         return to_raster(image)
@@ -84,6 +91,18 @@ def _is_wide(image: ImageFile) -> bool:
         bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample: planes of a TIFF are read one by one
         return bits is not None and max(bits) == 16
     return False
+
+
+def _in_parts(path: Path, image: ImageFile) -> Raster | None:
+    """A large picture whose samples stay in its file; None where they cannot."""
+    if image.width * image.height < strips.LARGE or meta.orientation(image) != 1:
+        return None
+    samples = strips.of_file(path, image)
+    if samples is None:
+        return None
+    colour, wide = len(samples.shape) == 3, samples.dtype == np.uint16
+    kind = (Kind.RGB16 if wide else Kind.RGB8) if colour else (Kind.GREY16 if wide else Kind.GREY8)
+    return Raster(samples, kind, metadata=meta.of_image(image).upright())
 
 
 def _wide(image: ImageFile) -> Raster:
