@@ -14,7 +14,7 @@ import click
 
 from mcodec.cli import many
 from mcodec.cli.options import FILE, device_option, force_option, load_codec, model_option, output_path
-from mcodec.errors import CodecError
+from mcodec.errors import CodecError, FormatError
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
@@ -272,10 +272,14 @@ def _run(
         target = STREAM
     if target != STREAM:
         target = output_path(source, target, suffix, force)
-    report = prepare()(source, target)
-    text, notes = report.pop("text"), report.get("notes", ())
-    for note in notes:
-        click.echo(f"mcodec: note: {source}: {note}", err=True)
+    work = prepare()
+    try:
+        report = work(source, target)
+    except FormatError as error:
+        hint = "; --partial decodes as far as it goes" if "truncated" in str(error) else ""
+        raise CodecError(many.named(error, "standard input" if source == STREAM else source) + hint) from error
+    text = report.pop("text")
+    many.tell(source, report)
     if as_json:
         click.echo(many.line(source, target, "done", report), err=target == STREAM)
     else:

@@ -45,7 +45,7 @@ def _to_json(value: Any) -> str:
 @click.option("--stages", is_flag=True, help="List the bytes of each stage; of a single tile this takes the weights.")
 @model_option
 def info(source: Path, as_json: bool, stages: bool, model: str | None) -> None:
-    """Print every header field of a .mci file."""
+    """Print every header field of a .mci file; with --stages the bytes of each stage, coarse to fine."""
     from mcodec.container import describe
 
     data = source.read_bytes()
