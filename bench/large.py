@@ -3,15 +3,15 @@
     python -m mcodec.bench.large --width 12000 --height 9000 --folder large/
 
 The picture is photographs side by side (`--image`, mirrored so that they join) or, without one, smooth noise. Each
-command runs in a process of its own; peak memory is its maximum resident set (wait4). Of PPM (the default) and TIFF the
-picture is read and written in parts, of other formats (`--format png`) it is held. Seam energy is the squared error
-in the two pixels on either side of the tiles' borders, beside that along the other lines of the coarsest stage's grid.
+command runs in a process of its own; peak memory is its maximum resident set (Linux: VmHWM). PPM (the default) and
+TIFF are read and written in parts, of other formats (`--format png`) the picture is held. Seam energy is the squared
+error in the two pixels on either side of the tiles' borders, beside that along the other lines of the coarsest stage's
+grid.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,6 +22,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from mcodec.bench.memory import MIB
 
 REGION = 512
 
@@ -40,14 +42,14 @@ def picture(width: int, height: int, image: Path | None) -> NDArray[np.uint8]:
 
 def run(arguments: list[str]) -> dict[str, float]:
     """Wall time and peak resident set (MiB) of a command in a child process."""
-    code = "import sys; from mcodec.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    code = "import sys; from mcodec.cli.main import run; from mcodec.bench.memory import peak_bytes; "
+    code += "status = run(sys.argv[1:]); print(peak_bytes()); sys.exit(status)"
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise click.ClickException(f"mcodec {' '.join(arguments)} failed")
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return {"seconds": round(time.perf_counter() - began, 2), "peak_mib": round(usage.ru_maxrss / unit)}
+    peak = int(done.stdout.split()[-1])
+    return {"seconds": round(time.perf_counter() - began, 2), "peak_mib": round(peak / MIB)}
 
 
 def seams(original: NDArray[np.uint8], decoded: NDArray[np.uint8], side: int) -> dict[str, float]:
