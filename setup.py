@@ -95,7 +95,13 @@ setup(
         "train": ["matplotlib>=3.8"],
         "bench": [*BENCH, "compressai>=1.2.8"],
         "gpu": [TRITON],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", *BENCH, *IMAGES, "fsspec>=2024.6", TRITON],
+        "test": [
+            *("pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13"),
+            *BENCH,
+            *IMAGES,
+            *("fsspec>=2024.6", "imageio>=2.31"),
+            TRITON,
+        ],
     },
     entry_points={"console_scripts": ["mcodec = mcodec.cli.main:main"]},
 )

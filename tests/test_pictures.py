@@ -217,8 +217,8 @@ def test_the_position_alone_goes(
     """--strip-gps takes it out of EXIF and XMP; what else they say comes back, from JPEG over .mci to TIFF."""
     exif = Image.Exif()
     exif[0x010F] = "Maker"
-    exif.get_ifd(0x8769)[0x829A] = 0.25
-    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 2.0, 3.0)})
+    exif[0x8769] = {0x829A: 0.25}
+    exif[0x8825] = {1: "N", 2: (48.0, 2.0, 3.0)}
     xmp = b'<rdf:Description exif:GPSLatitude="48,2.5N" dc:title="A"/>'
     Image.fromarray(colours).save(tmp_path / "a.jpg", exif=exif, xmp=xmp)
     for option, kept in (("--json", True), ("--strip-gps", False)):

@@ -209,8 +209,8 @@ def test_metadata_of_tiff(tmp_path: Path) -> None:
     """All of EXIF, with the directories below, though not what describes how another file is stored."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0142] = "Maker", 16
-    exif.get_ifd(0x8769)[0x829A] = 0.25
-    exif.get_ifd(0x8825).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    exif[0x8769] = {0x829A: 0.25}
+    exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
     metadata = Metadata(b"profile", exif.tobytes().removeprefix(b"Exif\0\0"), b"<x/>")
     for block, kept in ((metadata.exif, True), (b"II*\0\xff\xff\0\0", False)):
         raster = Raster(_array(False, True), Kind.RGB16, None, Metadata(metadata.icc, block, metadata.xmp))
