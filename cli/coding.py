@@ -14,7 +14,7 @@ import click
 
 from mcodec.cli import many
 from mcodec.cli.options import FILE, device_option, force_option, load_codec, model_option, output_path
-from mcodec.errors import CodecError, FormatError
+from mcodec.errors import CodecError, CorruptStream, FormatError
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
@@ -207,7 +207,11 @@ def decode(
             from mcodec.image import format_of
 
             data = _read(source)
-            unpack(data, partial)  # a foreign or damaged file is named before weights are loaded
+            try:
+                unpack(data, partial)  # a foreign or damaged file is named before weights are loaded
+            except CorruptStream as error:
+                hint = "; --partial decodes as far as it goes" if "truncated" in str(error) and not partial else ""
+                raise CorruptStream(f"{error}{hint}") from error
             picture_format = format_of(Path(f"output{suffix}") if target == STREAM else target)
             with loading:
                 if not codecs:
@@ -276,8 +280,7 @@ def _run(
     try:
         report = work(source, target)
     except FormatError as error:
-        hint = "; --partial decodes as far as it goes" if "truncated" in str(error) else ""
-        raise CodecError(many.named(error, "standard input" if source == STREAM else source) + hint) from error
+        raise CodecError(many.named(error, "standard input" if source == STREAM else source)) from error
     text = report.pop("text")
     many.tell(source, report)
     if as_json:

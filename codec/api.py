@@ -256,7 +256,7 @@ class Codec:
         """
         file = self._open(data, partial)
         if lazy and region is None and file.header.tiles > 1:
-            self._check(stages)
+            self._check_stages(stages)
             return _raster(file, _region(file.header, None), _Decoded(self, file, stages, partial))
         return self._rasters([file], stages, region, partial)[0]
 
@@ -306,7 +306,7 @@ class Codec:
         region: tuple[int, int, int, int] | None = None,
         partial: bool = False,
     ) -> list[Raster]:
-        self._check(stages)
+        self._check_stages(stages)
         boxes = [_region(file.header, region) for file in files]
         canvases = self._canvases(files, stages, None if region is None else boxes, partial)
         out: list[Samples | None] = [None] * len(files)
@@ -335,7 +335,7 @@ class Codec:
             if samples is not None
         ]
 
-    def _check(self, stages: int | None) -> None:
+    def _check_stages(self, stages: int | None) -> None:
         if stages is not None and not 1 <= stages <= self.stages:
             raise ValueError(f"stages must be from 1 to {self.stages}, got {stages}")
 

@@ -125,7 +125,7 @@ def test_damage_shows_where_it_is_read(tmp_path: Path) -> None:
     whole = path.read_bytes()
     raster = read_raster(path)
     path.write_bytes(whole[:-1])
-    with pytest.raises(ImageError, match=r"cannot read the picture .*a.ppm: the file is truncated"):
+    with pytest.raises(ImageError, match=r"^\S*a\.ppm: the file is truncated$"):
         read_raster(path)
     assert np.array_equal(raster.crop(0, 0, WIDTH, HEIGHT - 1), array[:-1])
     with pytest.raises(ImageError, match="the file is truncated"):

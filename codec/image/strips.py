@@ -49,9 +49,8 @@ class Rows(Strips):
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> None:
         super().__init__(shape, dtype)
         self.path, self.offset, self.stored = path, offset, dtype
-        with _explained(path):
-            if path.stat().st_size < offset + dtype.itemsize * int(np.prod(shape)):
-                raise ImageError(f"cannot read the picture {path}: the file is truncated")
+        if path.stat().st_size < offset + dtype.itemsize * int(np.prod(shape)):
+            raise ImageError("the file is truncated")
 
     def crop(self, left: int, top: int, right: int, bottom: int) -> Samples:
         """Reads the rows' parts one by one: nothing beside them comes into memory."""
@@ -74,7 +73,8 @@ class Segments(Strips):
     def __init__(self, path: Path, shape: tuple[int, ...], page: Any) -> None:
         super().__init__(shape, page.dtype)
         self.path, self.page, self.decode = path, page, page.decode
-        self.height, self.width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, shape[1])
+        self.height: int = page.tilelength if page.is_tiled else page.rowsperstrip
+        self.width: int = page.tilewidth if page.is_tiled else shape[1]
         self.across = -(-shape[1] // self.width)
         self._kept: dict[int, NDArray[Any]] = {}
         self._lock = Lock()
