@@ -3,14 +3,15 @@
     python -m mcodec.bench.large --width 12000 --height 9000 --folder large/
 
 The picture is photographs side by side (`--image`, mirrored so that they join) or, without one, smooth noise. Each
-command runs in a process of its own; peak memory is its maximum resident set (wait4). Seam energy is the squared error
-in the two pixels on either side of the tiles' borders, beside that along the other lines of the coarsest stage's grid.
+command runs in a process of its own; peak memory is its maximum resident set (Linux: VmHWM). PPM (the default) and
+TIFF are read and written in parts, of other formats (`--format png`) the picture is held. Seam energy is the squared
+error in the two pixels on either side of the tiles' borders, beside that along the other lines of the coarsest stage's
+grid.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from mcodec.bench.memory import MIB
 
 REGION = 512
 
@@ -39,14 +42,14 @@ def picture(width: int, height: int, image: Path | None) -> NDArray[np.uint8]:
 
 def run(arguments: list[str]) -> dict[str, float]:
     """Wall time and peak resident set (MiB) of a command in a child process."""
-    code = "import sys; from mcodec.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    code = "import sys; from mcodec.cli.main import run; from mcodec.bench.memory import peak_bytes; "
+    code += "status = run(sys.argv[1:]); print(peak_bytes()); sys.exit(status)"
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise click.ClickException(f"mcodec {' '.join(arguments)} failed")
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return {"seconds": round(time.perf_counter() - began, 2), "peak_mib": round(usage.ru_maxrss / unit)}
+    peak = int(done.stdout.split()[-1])
+    return {"seconds": round(time.perf_counter() - began, 2), "peak_mib": round(peak / MIB)}
 
 
 def seams(original: NDArray[np.uint8], decoded: NDArray[np.uint8], side: int) -> dict[str, float]:
@@ -72,19 +75,22 @@ def seams(original: NDArray[np.uint8], decoded: NDArray[np.uint8], side: int) ->
 @click.option("--height", default=9000, show_default=True)
 @click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--format", "form", default="ppm", show_default=True, help="suffix of the pictures read and written")
 @click.option("--quality", default="50", show_default=True)
 @click.option("--model", default=None, help="released name or path of weights")
-def main(width: int, height: int, image: Path | None, folder: Path, quality: str, model: str | None) -> None:
+def main(
+    width: int, height: int, image: Path | None, folder: Path, form: str, quality: str, model: str | None
+) -> None:
     """Print one JSON object."""
     from mcodec.container import MAX_PIXELS, describe
 
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     folder.mkdir(parents=True, exist_ok=True)
-    source, coded, copy, part = (folder / name for name in ("in.ppm", "out.mci", "copy.ppm", "part.png"))
+    source, coded, copy, part = (folder / name for name in (f"in.{form}", "out.mci", f"copy.{form}", "part.png"))
     original = picture(width, height, image)
     Image.fromarray(original).save(source)
     weights = ["--model", model] if model else []
-    results: dict[str, Any] = {"width": width, "height": height, "quality": quality}
+    results: dict[str, Any] = {"width": width, "height": height, "format": form, "quality": quality}
     results["encode"] = run(["encode", str(source), str(coded), "-q", quality, "--force", *weights])
     options = ["--force", "--max-pixels", str(MAX_PIXELS), *weights]
     results["decode"] = run(["decode", str(coded), str(copy), *options])

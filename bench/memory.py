@@ -39,7 +39,8 @@ def _reset() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak() -> int:
+def peak_bytes() -> int:
+    """Most resident memory of this process so far (Linux: since `_reset`)."""
     peak = _status("VmHWM")
     if peak is not None:
         return peak
@@ -91,14 +92,14 @@ def main(spec: str, device: str, threads: int, quality: float, picture: Path, fi
     codec.decode(codec.encode(small, quality))  # libraries and weights are loaded lazily
     if phase == "encode":
         _reset()
-        idle = _status("VmRSS") or _peak()
+        idle = _status("VmRSS") or peak_bytes()
         file.write_bytes(codec.encode(pixels, quality))
     else:
         data = file.read_bytes()
         _reset()
-        idle = _status("VmRSS") or _peak()
+        idle = _status("VmRSS") or peak_bytes()
         codec.decode(data)
-    result: dict[str, Any] = {"mib": round(_peak() / MIB, 1), "idle_mib": round(idle / MIB, 1)}
+    result: dict[str, Any] = {"mib": round(peak_bytes() / MIB, 1), "idle_mib": round(idle / MIB, 1)}
     if codec.device == "cuda":
         result["gpu_mib"] = round(torch.cuda.max_memory_allocated() / MIB, 1)
     click.echo(json.dumps(result))

@@ -23,7 +23,7 @@ from mcodec.cli.options import (
     model_option,
     output_path,
 )
-from mcodec.errors import CodecError
+from mcodec.errors import CodecError, CorruptStream, FormatError
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
@@ -238,7 +238,11 @@ def decode(
             from mcodec.image import format_of
 
             data = _read(source)
-            unpack(data, partial, max_pixels)  # what is wrong with a file is said before weights are loaded
+            try:  # what is wrong with a file is said before weights are loaded
+                unpack(data, partial, max_pixels)
+            except CorruptStream as error:
+                hint = "; --partial decodes as far as it goes" if "truncated" in str(error) and not partial else ""
+                raise CorruptStream(f"{error}{hint}") from error
             picture_format = format_of(Path(f"output{suffix}") if target == STREAM else target)
             with loading:
                 if not codecs:
@@ -262,11 +266,11 @@ def _decode_file(
 ) -> dict[str, Any]:
     import io
 
-    from mcodec.image import save, write_image
+    from mcodec.image import IN_BANDS, Strips, save, write_image
 
     began = time.perf_counter()
     try:
-        raster = codec.decode_raster(data, stages, region, partial, max_pixels)
+        raster = codec.decode_raster(data, stages, region, partial, max_pixels, lazy=form in IN_BANDS)
     except ValueError as error:  # stages or region that this file does not have
         raise CodecError(str(error)) from error
     seconds = time.perf_counter() - began
@@ -279,6 +283,8 @@ def _decode_file(
     else:
         write_image(raster, target)
         size = target.stat().st_size
+    if isinstance(raster.samples, Strips):  # decoded as it was written
+        seconds = time.perf_counter() - began
     text = f"{width} x {height}, {size:,} bytes, {seconds:.2f} s"
     return {"width": width, "height": height, "bytes": size, "seconds": seconds, "text": text}
 
@@ -302,10 +308,13 @@ def _run(
         target = STREAM
     if target != STREAM:
         target = output_path(source, target, suffix, force)
-    report = prepare()(source, target)
-    text, notes = report.pop("text"), report.get("notes", ())
-    for note in notes:
-        click.echo(f"mcodec: note: {source}: {note}", err=True)
+    work = prepare()
+    try:
+        report = work(source, target)
+    except FormatError as error:
+        raise CodecError(many.named(error, "standard input" if source == STREAM else source)) from error
+    text = report.pop("text")
+    many.tell(source, report)
     if as_json:
         click.echo(many.line(source, target, "done", report), err=target == STREAM)
     else:

@@ -52,8 +52,10 @@ def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], r
         if source.is_dir():
             found += [(path, path.relative_to(source)) for path in _files(source, recursive) if choose(path)]
         elif _is_pattern(source):
-            matches = sorted(glob.glob(str(source), recursive=True))
-            found += [(Path(name), Path(Path(name).name)) for name in matches if Path(name).is_file()]
+            matches = [Path(name) for name in sorted(glob.glob(str(source), recursive=True)) if Path(name).is_file()]
+            if not matches:
+                raise CodecError(f"no file matches {source}")
+            found += [(path, Path(path.name)) for path in matches]
         else:
             found.append((source, Path(source.name)))
     # a.jpg and a.png cannot both become a.mci: they keep their suffix
@@ -93,10 +95,23 @@ def run(
                 report: dict[str, Any] = {"error": result}
             else:
                 report = {key: value for key, value in result.items() if key != "text"}
+                if not as_json:
+                    tell(source, report)
             if as_json:
                 click.echo(line(source, target, status, report))
     click.echo(", ".join(f"{counts[name]} {name}" for name in ("done", "skipped", "failed")), err=as_json)
     return 1 if counts["failed"] else 0
+
+
+def tell(source: Path, report: dict[str, Any]) -> None:
+    """Say what of a picture its file does not keep."""
+    for note in report.get("notes", ()):
+        click.echo(f"mcodec: note: {source}: {note}", err=True)
+
+
+def named(error: CodecError, source: Path | str) -> str:
+    """What failed, with the file that it failed on."""
+    return str(error) if str(source) in str(error) else f"{source}: {error}"
 
 
 def line(source: Path, target: Path | None, status: str, report: dict[str, Any]) -> str:
@@ -138,7 +153,7 @@ def _guarded(work: Callable[[Path, Path], dict[str, Any]], source: Path, target:
         target.parent.mkdir(parents=True, exist_ok=True)
         return work(source, target)
     except CodecError as error:
-        return str(error) if str(source) in str(error) else f"{source}: {error}"
+        return named(error, source)
     except OSError as error:
         return f"{error.filename or source}: {error.strerror or error}"
     except MemoryError:

@@ -46,7 +46,7 @@ def _to_json(value: Any) -> str:
 @max_pixels_option
 @model_option
 def info(source: Path, as_json: bool, stages: bool, max_pixels: int, model: str | None) -> None:
-    """Print every header field of a .mci file."""
+    """Print every header field of a .mci file; with --stages the bytes of each stage, coarse to fine."""
     from mcodec.container import describe
 
     data = source.read_bytes()

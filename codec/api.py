@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from mcodec import batch, container, entropy, tiles, weights
 from mcodec.batch import Result
 from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header
 from mcodec.errors import CorruptStream, WrongModel
-from mcodec.image import Metadata, Picture, Raster, Samples, alpha, from_tensor, to_raster, to_tensor
+from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, from_tensor, to_raster, to_tensor
 from mcodec.model import Cascade, level_of
 from mcodec.model.cascade import BETA
 from mcodec.model.walk import Seams
@@ -279,9 +280,18 @@ class Codec:
         region: tuple[int, int, int, int] | None = None,
         partial: bool = False,
         max_pixels: int | None = container.MAX_DECODED_PIXELS,
+        lazy: bool = False,
     ) -> Raster:
-        """As `decode`, in full depth, with alpha and metadata apart."""
-        return self._rasters([self._open(data, max_pixels, partial)], stages, region, partial)[0]
+        """As `decode`, in full depth, with alpha and metadata apart.
+
+        lazy: the samples of a tiled picture, unless a region of it is asked for, are decoded where they are read
+        (`Raster.bands`, `Raster.crop`) and not held; what is damaged may show then only.
+        """
+        file = self._open(data, max_pixels, partial)
+        if lazy and region is None and file.header.tiles > 1:
+            self._check_stages(stages)
+            return _raster(file, _region(file.header, None), _Decoded(self, file, stages, partial))
+        return self._rasters([file], stages, region, partial)[0]
 
     def decode_with_codes(
         self, data: bytes, max_pixels: int | None = container.MAX_DECODED_PIXELS
@@ -348,8 +358,7 @@ class Codec:
         region: tuple[int, int, int, int] | None = None,
         partial: bool = False,
     ) -> list[Raster]:
-        if stages is not None and not 1 <= stages <= self.stages:
-            raise ValueError(f"stages must be from 1 to {self.stages}, got {stages}")
+        self._check_stages(stages)
         boxes = [_region(file.header, region) for file in files]
         canvases = self._canvases(files, stages, None if region is None else boxes, partial)
         return self._rendered(files, canvases, boxes, whole=region is None)
@@ -384,8 +393,12 @@ class Codec:
             if samples is not None
         ]
 
-    def _windows(self, header: Header, canvas: list[Tensor], region: Box) -> Samples:
-        """A part of a picture, window by window."""
+    def _check_stages(self, stages: int | None) -> None:
+        if stages is not None and not 1 <= stages <= self.stages:
+            raise ValueError(f"stages must be from 1 to {self.stages}, got {stages}")
+
+    def _windows(self, header: Header, canvas: list[Tensor], region: Box, above: int = 0) -> Samples:
+        """A part of a picture, window by window. above: the row of the picture (pixels) where the canvas begins."""
         height, width = self._padded(header.height, header.width)
         tall, wide = region.bottom - region.top, region.right - region.left
         out: NDArray[Any] = np.empty(
@@ -397,8 +410,8 @@ class Codec:
             pixels = Box(top + region.top, left + region.left, bottom + region.top, right + region.left)
             part = window(self.model, pixels, height, width)
             codes = [
-                box.crop(stage, Box(0, 0, 0, 0))[None].to(self.device, torch.int32)
-                for box, stage in zip(part.around, canvas, strict=False)
+                box.crop(stage, Box(above // config.stride, 0, 0, 0))[None].to(self.device, torch.int32)
+                for box, stage, config in zip(part.around, canvas, self.model.config.stages, strict=False)
             ]
             picture = self._synthesize(codes, height, width, [header.level], part)
             origin = part.inside[-1].finer(self.model.config.stages[-1].stride)
@@ -422,8 +435,12 @@ class Codec:
         stages: int | None = None,
         regions: list[Box] | None = None,
         partial: bool = False,
+        row: int | None = None,
     ) -> list[list[Tensor]]:
-        """Codes of whole pictures, `[M, H/r, W/r]` per stage; of tiles that `regions` do not need, zeros."""
+        """Codes of whole pictures, `[M, H/r, W/r]` per stage; of tiles that `regions` do not need, zeros.
+
+        row: of this row of tiles alone.
+        """
         held = [file.streams() for file in files]
         canvases: list[list[Tensor]] = [[] for _ in files]
         jobs: list[tuple[int, int, Box, int]] = []  # file, tile, its place, stages to read
@@ -438,14 +455,17 @@ class Codec:
                     raise CorruptStream("the file ends before its first stage does")
             height, width = self._padded(header.height, header.width)
             part = None if regions is None else window(self.model, regions[i], height, width)
+            begin, end = (0, height) if row is None else (row * header.tile, min((row + 1) * header.tile, height))
             for tile, (left, top, right, bottom) in enumerate(tiles.grid(header.width, header.height, header.tile)):
+                if not begin <= top < end:
+                    continue
                 tall, wide = self._padded(bottom - top, right - left)
-                box = Box(top, left, top + tall, left + wide)
+                box = Box(top - begin, left, top - begin + tall, left + wide)
                 needed = [index + 1 for index in range(count) if part is None or self._meet(box, index, part.around)]
                 if needed:
                     jobs.append((i, tile, box, max(needed)))
             if header.tiles > 1:
-                canvases[i] = self._canvas(header.height, header.width, count)
+                canvases[i] = self._canvas(end - begin, header.width, count)
 
         def work(members: list[int]) -> None:
             group = [jobs[i] for i in members]
@@ -580,6 +600,37 @@ class Codec:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
+class _Decoded(Strips):
+    """The samples of a tiled file, decoded where they are read.
+
+    The codes of the rows of tiles that the last reading needed are kept: from top to bottom each is decoded once.
+    """
+
+    def __init__(self, codec: Codec, file: Container, stages: int | None, partial: bool) -> None:
+        header = file.header
+        shape = (header.height, header.width) if header.kind.grey else (header.height, header.width, 3)
+        super().__init__(shape, np.uint16 if header.kind.bits == 16 else np.uint8)
+        self._codec, self._file, self._stages, self._partial = codec, file, stages, partial
+        self._rows: dict[int, list[Tensor]] = {}
+        self._lock = Lock()
+
+    def crop(self, left: int, top: int, right: int, bottom: int) -> Samples:
+        codec, header = self._codec, self._file.header
+        region = Box(top, left, bottom, right)
+        around = window(codec.model, region, *codec._padded(header.height, header.width)).around
+        strides = [stage.stride for stage in codec.model.config.stages]
+        begin = min(box.top * stride for box, stride in zip(around, strides, strict=True))
+        end = max(box.bottom * stride for box, stride in zip(around, strides, strict=True))
+        rows = range(begin // header.tile, -(-end // header.tile))
+        with self._lock:
+            self._rows = {row: codes for row, codes in self._rows.items() if row in rows}
+            for row in rows:
+                if row not in self._rows:
+                    self._rows[row] = codec._canvases([self._file], self._stages, None, self._partial, row)[0]
+            canvas = [torch.cat(stage, 1) for stage in zip(*(self._rows[row] for row in rows), strict=True)]
+        return codec._windows(header, canvas, region, rows.start * header.tile)
+
+
 def _ends(stream: bytes, words: Sequence[int]) -> list[int]:
     """Bytes of a stream up to the end of each stage, from the words read until there; the last has read all."""
     return [len(stream) - tiles.WORD_BYTES * (words[-1] - read) for read in words]
@@ -613,7 +664,7 @@ def _sections(raster: Raster, metadata: str) -> tuple[tuple[int, bytes], ...]:
     return tuple((tag, payload) for tag, payload in sections if payload)
 
 
-def _raster(file: Container, box: Box, samples: Samples) -> Raster:
+def _raster(file: Container, box: Box, samples: Samples | Strips) -> Raster:
     """The decoded picture with what its file holds beside the codes."""
     plane = None
     if data := file.section(TAG_ALPHA):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 from mcodec import leb128, tiles
@@ -87,6 +88,10 @@ class Container:
 
     def streams(self) -> tiles.Streams:
         """The tiles' streams; CorruptStream for a table that does not fit."""
+        return self._streams
+
+    @cached_property
+    def _streams(self) -> tiles.Streams:
         return tiles.unpack(self.codes, self.header.tiles, self.codes_size)
 
 

@@ -8,10 +8,13 @@
 
 `save` takes `quality` (1 to 100, default 50) and `metadata` ("all", "no-gps", "none"); `icc_profile`, `exif` and `xmp`
 replace what the image has. `register(model=..., device=...)` chooses weights and device.
+
+imageio goes through Pillow: `imageio.v3.imread("a.mci")` and `imwrite("a.mci", array, quality=60)` work as well.
 """
 
 from __future__ import annotations
 
+import mimetypes
 from typing import IO, Any, cast
 
 from PIL import Image, ImageFile
@@ -85,6 +88,7 @@ def register(model: str | None = None, device: str = "auto") -> None:
     Image.register_save(FORMAT, _save)
     Image.register_extension(FORMAT, SUFFIX)
     Image.register_mime(FORMAT, MIME)
+    mimetypes.add_type(MIME, SUFFIX)
 
 
 register()

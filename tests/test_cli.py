@@ -61,6 +61,24 @@ def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str])
     assert "Examples:" in out and f"  mcodec {command}" in out
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("mcodec enc", ["encode"]), ("mcodec encode --target-b", ["--target-bytes", "--target-bpp"])],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(
+    shell: str, words: str, found: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = len(words.split()) - 1
+    monkeypatch.setenv("_MCODEC_COMPLETE", f"{shell}_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", words.split()[last] if shell == "fish" else str(last))
+    with pytest.raises(SystemExit) as stopped:
+        entry.run([])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0 and all(name in out for name in found) and "--quality" not in out
+
+
 def test_help_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys)
     assert status == 0

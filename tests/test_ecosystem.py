@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import mimetypes
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ def test_plugin(mode: str, tiny: Codec, picture: Make, tmp_path: Path) -> None:
     with Image.open(path) as found:
         assert (found.format, found.mode, found.size) == ("MCI", mode, (50, 40))
         assert np.array_equal(np.asarray(found), np.asarray(tiny.decode(path.read_bytes())))
-    assert Image.MIME["MCI"] == "image/x-mci"
+    assert Image.MIME["MCI"] == "image/x-mci" and mimetypes.guess_type(path) == ("image/x-mci", None)
 
 
 @pytest.mark.usefixtures("plugin")
@@ -96,6 +97,17 @@ def test_plugin_in_a_fresh_interpreter(tmp_path: Path) -> None:
     for code in (script, opening + "assert 'torch' not in sys.modules"):
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("plugin")
+def test_imageio(picture: Make, tiny: Codec, tmp_path: Path) -> None:
+    """It asks Pillow, which knows the format."""
+    imageio = pytest.importorskip("imageio.v3")
+    array, path = picture(40, 50), tmp_path / "a.mci"
+    imageio.imwrite(path, array, quality=70)
+    assert path.read_bytes() == tiny.encode(array, 70)
+    assert np.array_equal(imageio.imread(path), tiny.decode_array(path.read_bytes()))
+    assert imageio.improps(path).shape == (40, 50, 3)
 
 
 @pytest.mark.usefixtures("plugin")

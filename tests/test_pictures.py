@@ -170,6 +170,7 @@ def test_kinds_of_files(
     _source(case, colours, source)
     status, _, err = run(capsys, "encode", source, coded, "-q", "40")
     assert status == 0, err
+    assert ("the first of 2 pictures in the file is taken" in err) == case.name.startswith("two")
     status, _, err = run(capsys, "decode", coded, copy)
     assert (status, err) == (0, "")
 
@@ -208,6 +209,35 @@ def test_strip(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.Captur
         sections[option] = describe(source.with_suffix(".mci").read_bytes())["sections"]
     assert set(sections["--force"]) == set(sections["--strip-gps"]) == {"codes", "icc", "exif", "xmp"}
     assert set(sections["--strip"]) == {"codes"}
+
+
+def test_the_position_alone_goes(
+    colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--strip-gps takes it out of EXIF and XMP; what else they say comes back, from JPEG over .mci to TIFF."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif[0x8769] = {0x829A: 0.25}
+    exif[0x8825] = {1: "N", 2: (48.0, 2.0, 3.0)}
+    xmp = b'<rdf:Description exif:GPSLatitude="48,2.5N" dc:title="A"/>'
+    Image.fromarray(colours).save(tmp_path / "a.jpg", exif=exif, xmp=xmp)
+    for option, kept in (("--json", True), ("--strip-gps", False)):
+        assert run(capsys, "encode", tmp_path / "a.jpg", option, "--force")[0] == 0
+        assert run(capsys, "decode", tmp_path / "a.mci", tmp_path / "b.tif", "--force")[0] == 0
+        with Image.open(tmp_path / "b.tif") as image:
+            found = image.getexif()
+            assert found[0x010F] == "Maker" and found.get_ifd(0x8769) == {0x829A: 0.25}
+            assert (found.get_ifd(0x8825).get(1) == "N") is kept
+            assert b'dc:title="A"' in image.info["xmp"] and (b"GPS" in image.info["xmp"]) is kept
+
+
+def test_grey_costs_less(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = []
+    for mode in ("L", "RGB"):
+        Image.fromarray(colours).convert(mode).save(tmp_path / "a.png")
+        assert run(capsys, "encode", tmp_path / "a.png", "--force")[0] == 0
+        sizes.append((tmp_path / "a.mci").stat().st_size)
+    assert sizes[0] < sizes[1]
 
 
 @pytest.mark.filterwarnings("always::mcodec.errors.LossWarning")
@@ -249,6 +279,23 @@ def test_streams(
             assert image.size == (WIDTH, HEIGHT) and image.format == {"png": "PNG", "jpg": "JPEG"}[form]
     piped(buffer.getvalue(), "encode", "-", str(tmp_path / "a.mci"))
     assert (tmp_path / "a.mci").read_bytes() == data
+    piped(data, "decode", "-", str(tmp_path / "a.tif"))
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.size == (WIDTH, HEIGHT)
+
+
+def test_streams_that_are_no_pictures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, colours: NDArray[np.uint8], plain: Codec
+) -> None:
+    data = plain.encode(colours)
+    for command, given, said in (
+        ("encode", b"", "cannot read the picture: unknown format"),
+        ("decode", b"text", "standard input: not a .mci file: the magic bytes are missing"),
+        ("decode", data[:-9], "standard input: the file is truncated: its checksum does not match; --partial decodes"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        status, out, err = run(capsys, command, "-")
+        assert (status, out) == (1, "") and err.startswith(f"mcodec: error: {said}") and err.count("\n") == 1
 
 
 # ---- many files ----
@@ -312,8 +359,23 @@ def test_patterns_and_lists(folder: Path, tmp_path: Path, capsys: pytest.Capture
     Image.new("RGB", (5, 5)).save(folder / "a.bmp")
     assert run(capsys, "encode", folder / "a.png", folder / "a.bmp", tmp_path / "same")[0] == 0
     assert _files(tmp_path / "same") == ["a.bmp.mci", "a.png.mci"]
-    for arguments, status in (((folder,), 2), ((folder, folder / "a.png"), 1)):
-        assert run(capsys, "encode", *arguments)[0] == status
+    for arguments, status, said in (
+        ((folder,), 2, "a folder to write into is needed"),
+        ((folder, folder / "a.png"), 1, "is no folder"),
+        ((folder / "none*.png", out), 1, f"no file matches {folder / 'none*.png'}"),
+    ):
+        found, _, err = run(capsys, "encode", *arguments)
+        assert found == status and said in err
+
+
+def test_notes_of_many(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a file does not keep is said of each, in lines or in JSON."""
+    for name in ("a", "b"):
+        Image.fromarray(colours).quantize(256).save(tmp_path / f"{name}.png")
+    err = run(capsys, "encode", tmp_path, tmp_path / "out")[2]
+    assert all(f"mcodec: note: {tmp_path / name}.png: a palette becomes RGB" in err for name in "ab")
+    text = run(capsys, "encode", tmp_path, tmp_path / "out", "--force", "--json")[1]
+    assert [json.loads(line)["notes"] for line in text.splitlines()] == [["a palette becomes RGB"]] * 2
 
 
 def test_an_interrupted_run_leaves_whole_files_only(

@@ -4,13 +4,16 @@ from mcodec.image.metadata import Metadata
 from mcodec.image.pixels import from_tensor, to_tensor
 from mcodec.image.raster import Picture, Raster, Samples, to_raster
 from mcodec.image.reading import read_image, read_raster
-from mcodec.image.writing import format_of, save, write_bytes, write_image
+from mcodec.image.strips import Strips
+from mcodec.image.writing import IN_BANDS, format_of, save, write_bytes, write_image
 
 __all__ = [
+    "IN_BANDS",
     "Metadata",
     "Picture",
     "Raster",
     "Samples",
+    "Strips",
     "format_of",
     "from_tensor",
     "read_image",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Union, cast
 
@@ -14,6 +15,7 @@ from mcodec.container import Kind
 from mcodec.image import metadata as meta
 from mcodec.image.alpha import Plane
 from mcodec.image.metadata import Metadata
+from mcodec.image.strips import Strips
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +40,7 @@ _TURNS = {
 class Raster:
     """A picture: upright, grey or RGB, without loss against what it came from unless `notes` says so."""
 
-    samples: Image.Image | Samples  # PIL "L" or "RGB", or `[H, W]` or `[H, W, 3]` of the kind's depth
+    samples: Image.Image | Samples | Strips  # PIL "L" or "RGB", or `[H, W]` or `[H, W, 3]` of the kind's depth
     kind: Kind
     alpha: Plane | None = None  # `[H, W]`, uint8, or uint16 beside samples of 16 bits
     metadata: Metadata = field(default_factory=Metadata)
@@ -55,7 +57,16 @@ class Raster:
         """Samples of a part, `[h, w]` or `[h, w, 3]`; nothing of the rest is copied."""
         if isinstance(self.samples, Image.Image):
             return np.asarray(self.samples.crop((left, top, right, bottom)))
+        if isinstance(self.samples, Strips):
+            return self.samples.crop(left, top, right, bottom)
         return self.samples[top:bottom, left:right]
+
+    def bands(self, rows: int) -> Iterator[Samples]:
+        """All of it from top to bottom, as `array` but `rows` at a time."""
+        width, height = self.size
+        for top in range(0, height, rows):
+            band = self.crop(0, top, width, min(top + rows, height))
+            yield band if self.alpha is None else cast(Samples, np.dstack([band, self.alpha[top : top + rows]]))
 
     def array(self) -> Samples:
         """All of it: `[H, W]`, or `[H, W, C]` with C = 2 (grey, alpha), 3 or 4."""
@@ -73,7 +84,9 @@ class Raster:
     def _image(self) -> Image.Image:
         if self.kind is Kind.GREY16 and self.alpha is None:
             return Image.fromarray(np.asarray(self.samples))
-        image = self.samples if isinstance(self.samples, Image.Image) else Image.fromarray(eight_bits(self.samples))
+        image = self.samples
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(eight_bits(cast(Samples, np.asarray(image))))
         if self.alpha is not None:
             image = image.convert("RGBA" if image.mode == "RGB" else "LA")
             image.putalpha(Image.fromarray(eight_bits(self.alpha)))

@@ -13,8 +13,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from mcodec.container import Kind
 from mcodec.errors import ImageError
 from mcodec.image import metadata as meta
+from mcodec.image import strips
 from mcodec.image.raster import Raster, Samples, to_raster, turned
 
 WIDE = "16-bit colour needs imagecodecs and tifffile: pip install 'mcodec[images]'"
@@ -28,21 +30,24 @@ def read_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
 
 
 def read_raster(source: str | Path | bytes | BinaryIO) -> Raster:
-    """A picture file as what is coded, 16 bits of colour included; ImageError with one clear line if it cannot be."""
+    """A picture file as what is coded, 16 bits of colour included; ImageError with one clear line if it cannot be.
+
+    Of a large one whose format allows it, the samples stay in the file (`mcodec.image.strips`), which must not change.
+    """
     with _opened(source) as image:
-        if image.mode not in ("I", "F") and not image.mode.startswith("I;16") and _is_wide(image):
-            return _wide(image)
-        return to_raster(image)
-
-
-def name_of(source: object) -> str:
-    """What to call a source in a message."""
-    return str(source) if isinstance(source, str | Path) else "the input"
+        raster = _in_parts(Path(source), image) if isinstance(source, str | Path) else None
+        if raster is None:
+            narrow = image.mode in ("I", "F") or image.mode.startswith("I;16") or not _is_wide(image)
+            raster = to_raster(image) if narrow else _wide(image)
+        if (count := _pictures(image)) > 1:
+            raster = replace(raster, notes=(*raster.notes, f"the first of {count} pictures in the file is taken"))
+        return raster
 
 
 @contextmanager
 def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[ImageFile]:
-    name = name_of(source)
+    name = str(source) if isinstance(source, str | Path) else ""
+    what = f"the picture {name}".rstrip()
     try:
         if isinstance(source, str | Path):
             with open(source, "rb") as file:  # Pillow leaves its own file open when a picture is damaged
@@ -50,19 +55,19 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[ImageFile]:
         else:
             yield _checked(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source))
     except ImageError as error:
-        raise ImageError(f"{name}: {error}") from error
+        raise ImageError(f"{name or what}: {error}") from error
     except FileNotFoundError as error:
         raise ImageError(f"no such file: {name}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: too many pixels: {error}") from error
+        raise ImageError(f"{name or what}: too many pixels: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"cannot read the picture {name}: unknown format") from error
+        raise ImageError(f"cannot read {what}: unknown format") from error
     except OSError as error:
-        raise ImageError(f"cannot read the picture {name}: {error.strerror or error}") from error
+        raise ImageError(f"cannot read {what}: {error.strerror or error}") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise many types for damaged files
-        raise ImageError(f"cannot read the picture {name}: {error}") from error
+        raise ImageError(f"cannot read {what}: {error}") from error
 
 
 def _checked(image: ImageFile) -> ImageFile:
@@ -71,6 +76,14 @@ def _checked(image: ImageFile) -> ImageFile:
     if limit is not None and image.width * image.height > limit:
         raise ImageError(f"too many pixels: {image.width}x{image.height}, the limit is {limit}")
     return image
+
+
+def _pictures(image: ImageFile) -> int:
+    """How many the file holds: frames, pages."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # what comes after the first may be damaged
+        return 1
 
 
 def _is_wide(image: ImageFile) -> bool:
@@ -84,6 +97,18 @@ def _is_wide(image: ImageFile) -> bool:
         bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample: planes of a TIFF are read one by one
         return bits is not None and max(bits) == 16
     return False
+
+
+def _in_parts(path: Path, image: ImageFile) -> Raster | None:
+    """A large picture whose samples stay in its file; None where they cannot."""
+    if image.width * image.height < strips.LARGE or meta.orientation(image) != 1:
+        return None
+    samples = strips.of_file(path, image)
+    if samples is None:
+        return None
+    colour, wide = len(samples.shape) == 3, samples.dtype == np.uint16
+    kind = (Kind.RGB16 if wide else Kind.RGB8) if colour else (Kind.GREY16 if wide else Kind.GREY8)
+    return Raster(samples, kind, metadata=meta.of_image(image).upright())
 
 
 def _wide(image: ImageFile) -> Raster:

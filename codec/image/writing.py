@@ -1,19 +1,25 @@
-"""Pictures out: to files of the formats that Pillow writes, with what each of them can hold."""
+"""Pictures out: to files of the formats that Pillow writes, with what each of them can hold.
+
+PPM and TIFF are written band by band: of samples that are not held (`mcodec.image.strips`) no more than a band is.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffTags
+from PIL import TiffImagePlugin as tiff
 
-from mcodec.container import Kind
+from mcodec.container import TILE, Kind
 from mcodec.errors import ImageError, LossWarning
 from mcodec.files import atomic
 from mcodec.files import write_bytes as _write_bytes
@@ -22,10 +28,12 @@ from mcodec.image.raster import Raster, eight_bits, to_raster
 from mcodec.image.reading import WIDE
 
 JPEG_QUALITY = 95
+#: Formats that are written band by band.
+IN_BANDS = ("PPM", "TIFF")
 #: What formats hold beyond 8-bit grey and RGB. Those that are not named hold neither.
 _ALPHA = {"PNG", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA", "ICO"}
-_GREY16 = {"PNG", "TIFF", "JPEG2000"}
-_RGB16 = {"PNG", "TIFF"}
+_GREY16 = {"PNG", "TIFF", "PPM", "JPEG2000"}
+_RGB16 = {"PNG", "TIFF", "PPM"}
 _METADATA = {
     "PNG": ("icc", "exif", "xmp"),
     "JPEG": ("icc", "exif", "xmp"),
@@ -33,7 +41,14 @@ _METADATA = {
     "AVIF": ("icc", "exif", "xmp"),
     "TIFF": ("icc", "exif", "xmp"),
 }
-_TIFF_XMP = 700
+#: Tags that say how a TIFF file stores its picture, and those that have a place of their own in Metadata.
+_STORAGE = {
+    *(tiff.IMAGEWIDTH, tiff.IMAGELENGTH, tiff.BITSPERSAMPLE, tiff.COMPRESSION, tiff.PHOTOMETRIC_INTERPRETATION),
+    *(tiff.STRIPOFFSETS, tiff.SAMPLESPERPIXEL, tiff.ROWSPERSTRIP, tiff.STRIPBYTECOUNTS, tiff.PLANAR_CONFIGURATION),
+    *(tiff.PREDICTOR, tiff.TILEWIDTH, tiff.TILELENGTH, tiff.TILEOFFSETS, tiff.TILEBYTECOUNTS, tiff.SUBIFD),
+    *(tiff.EXTRASAMPLES, tiff.SAMPLEFORMAT, tiff.ICCPROFILE, tiff.XMP),
+}
+_TIFF_ROWS = 64  # per strip; what is decoded at a time is a multiple of them
 
 
 def format_of(path: str | Path) -> str:
@@ -67,9 +82,10 @@ def save(picture: Image.Image | Raster, file: BinaryIO, form: str, **options: An
         warnings.warn(f"{form} cannot hold {', '.join(lost)}", LossWarning, stacklevel=3)
     if form == "JPEG":
         options = {"quality": JPEG_QUALITY, **options}
-    wide = raster.kind is Kind.RGB16 or (raster.kind is Kind.GREY16 and raster.alpha is not None)
-    if wide:
-        _save_wide(raster, file, form)
+    if form in IN_BANDS:
+        (_save_ppm if form == "PPM" else _save_tiff)(raster, file)
+    elif raster.kind is Kind.RGB16 or (raster.kind is Kind.GREY16 and raster.alpha is not None):
+        _save_wide_png(raster, file)
     else:
         image = raster.image()
         image.info.clear()  # Pillow would write some of it by itself, differing from format to format
@@ -116,43 +132,85 @@ def _options(metadata: Metadata, form: str) -> dict[str, Any]:
         text = PngImagePlugin.PngInfo()
         text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
         options["pnginfo"] = text
-    elif form == "TIFF":
-        tags = Image.Exif()
-        with contextlib.suppress(Exception):  # a damaged block has no place among the file's own tags
-            tags.load(info.get("exif", b""))
-        if xmp is not None:
-            tags[_TIFF_XMP] = xmp
-        options |= {"exif": tags, "compression": "tiff_adobe_deflate"}
     elif xmp is not None:
         options["xmp"] = xmp
     return options
 
 
-def _save_wide(raster: Raster, file: BinaryIO, form: str) -> None:
-    """16 bits of colour, or of grey with alpha: PNG or TIFF."""
-    array = np.ascontiguousarray(raster.array())
-    try:
-        if form == "PNG":
-            import imagecodecs
+def _save_ppm(raster: Raster, file: BinaryIO) -> None:
+    """Binary PBM, PGM or PPM, up to 16 bits."""
+    bits = raster.kind.bits
+    magic = "P4" if bits == 1 else "P5" if raster.kind.grey else "P6"
+    maximum = "" if bits == 1 else f"{2**bits - 1}\n"
+    file.write(f"{magic}\n{raster.size[0]} {raster.size[1]}\n{maximum}".encode())
+    for band in raster.bands(TILE):
+        if bits == 1:
+            file.write(np.packbits(band == 0, axis=1).tobytes())  # 1 is black
+        else:
+            file.write(band.astype(band.dtype.newbyteorder(">"), copy=False).tobytes())
 
-            file.write(_with_chunks(bytes(imagecodecs.png_encode(array)), raster.metadata))
-            return
-        import tifffile
+
+def _save_tiff(raster: Raster, file: BinaryIO) -> None:
+    """Strips with horizontal differences, deflated."""
+    colours, bits = 1 if raster.kind.grey else 3, raster.kind.bits
+    channels = colours if raster.alpha is None else colours + 1
+    if channels > colours:
+        bits = max(8, bits)
+    width, height = raster.size
+    directory = _tiff_directory(raster.metadata)
+    directory[tiff.IMAGEWIDTH], directory[tiff.IMAGELENGTH] = width, height
+    directory[tiff.BITSPERSAMPLE], directory[tiff.SAMPLESPERPIXEL] = (bits,) * channels, channels
+    directory[tiff.PHOTOMETRIC_INTERPRETATION] = 1 if colours == 1 else 2  # grey from black on, RGB
+    directory[tiff.COMPRESSION], directory[tiff.PREDICTOR] = 8, 1 if bits == 1 else 2
+    directory[tiff.PLANAR_CONFIGURATION], directory[tiff.ROWSPERSTRIP] = 1, _TIFF_ROWS
+    if channels > colours:
+        directory[tiff.EXTRASAMPLES] = 2  # alpha that the colours are not multiplied with
+    for tag in (tiff.STRIPOFFSETS, tiff.STRIPBYTECOUNTS):
+        directory.tagtype[tag] = TiffTags.LONG  # the size of the directory then does not depend on them
+        directory[tag] = (0,) * -(-height // _TIFF_ROWS)
+    file.write(bytes(directory.save(io.BytesIO())))  # its place
+    lengths = []
+    for band in raster.bands(TILE):
+        for top in range(0, len(band), _TIFF_ROWS):
+            strip = band[top : top + _TIFF_ROWS].copy()
+            if bits == 1:
+                strip = np.packbits(strip > 0, axis=1)
+            else:
+                strip[:, 1:] = strip[:, 1:] - strip[:, :-1]
+            data = zlib.compress(strip.astype(strip.dtype.newbyteorder("<"), copy=False).tobytes())
+            file.write(data)
+            lengths.append(len(data))
+    directory[tiff.STRIPOFFSETS] = tuple(accumulate(lengths[:-1], initial=0))  # to which it adds its own size
+    directory[tiff.STRIPBYTECOUNTS] = tuple(lengths)
+    file.seek(0)
+    directory.save(file)
+    file.seek(0, io.SEEK_END)
+
+
+def _tiff_directory(metadata: Metadata) -> Any:
+    """Metadata as Pillow's directory of a TIFF file; EXIF that cannot be written as one is left out."""
+    directory: Any = tiff.ImageFileDirectory_v2()
+    with contextlib.suppress(Exception):  # Pillow's EXIF parser raises many types
+        exif, described = Image.Exif(), tiff.ImageFileDirectory_v2()
+        exif.load(metadata.info().get("exif", b""))
+        for tag in set(exif) - _STORAGE:
+            described[tag] = exif.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else exif[tag]
+        described.tobytes()  # raises here rather than between strips
+        directory = described
+    for tag, payload in ((tiff.ICCPROFILE, metadata.icc), (tiff.XMP, metadata.xmp)):
+        if payload:
+            directory[tag] = payload
+    return directory
+
+
+def _save_wide_png(raster: Raster, file: BinaryIO) -> None:
+    """16 bits of colour, or of grey with alpha."""
+    try:
+        import imagecodecs
     except ImportError as error:
         raise ImageError(WIDE) from error
-    tags = [(_TIFF_XMP, 1, len(raster.metadata.xmp), raster.metadata.xmp, True)] if raster.metadata.xmp else []
-    buffer = io.BytesIO()  # a file without a name has a number for one, which tifffile does not expect
-    tifffile.imwrite(
-        buffer,
-        array,
-        photometric="rgb" if array.shape[2] >= 3 else "minisblack",
-        extrasamples=["unassalpha"] if raster.alpha is not None else None,
-        compression="zlib",
-        iccprofile=raster.metadata.icc,
-        extratags=tags,
-        metadata=None,
-    )
-    file.write(buffer.getvalue())
+    png = imagecodecs.png_encode(np.ascontiguousarray(raster.array()))
+    file.write(_with_chunks(bytes(png), raster.metadata))
 
 
 def _with_chunks(png: bytes, metadata: Metadata) -> bytes:
