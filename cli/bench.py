@@ -24,6 +24,7 @@ Examples:
   mcodec bench rd --images photos/ --out runs/photos     measures and writes runs/photos/report.html
   mcodec bench report runs/photos --anchors kodak        the report again, with published curves
   mcodec bench speed --image photo.png --batch 1,4
+  mcodec bench effort --images photos/
   mcodec bench codecs
 """
 RD_EXAMPLES = """\b
@@ -51,6 +52,11 @@ SPEED_EXAMPLES = """\b
 Examples:
   mcodec bench speed --image photo.png
   mcodec bench speed --image photo.png --sizes 768x512,1920x1080 --batch 1,4 --device cuda --out speed.jsonl
+"""
+EFFORT_EXAMPLES = """\b
+Examples:
+  mcodec bench effort --images photos/
+  mcodec bench effort --images photos/ --efforts 1,3,9 --qualities 20,50,80 --limit 4
 """
 README_EXAMPLES = """\b
 Examples:
@@ -322,6 +328,49 @@ def speed(
     reason = measure(codec, pixels, shapes, batches, quality, repeat, report, PEER if peer else None)
     if reason:
         click.echo(f"skipped: {reason}", err=True)
+
+
+@bench.command(epilog=EFFORT_EXAMPLES)
+@click.option("--images", type=FOLDER, required=True, help="Folder of pictures (not its subfolders).")
+@click.option("--efforts", default="1,3,5,7,9", show_default=True, metavar="N,...", help="Against the first of them.")
+@click.option("--qualities", metavar="Q,...", default="10,30,50,70,90", show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="The first so many pictures only.")
+@model_option
+@device_option
+@threads_option
+def effort(
+    images: Path, efforts: str, qualities: str, limit: int | None, model: str | None, device: str, threads: int
+) -> None:
+    """What `encode --effort` gives and takes: BD-rate (PSNR) and seconds per million pixels, as a table."""
+    import torch
+
+    from mcodec.bench import machine
+    from mcodec.bench.codecs import EFFORTS
+    from mcodec.bench.effort import measure, table
+    from mcodec.bench.pictures import look
+
+    chosen = _names(efforts)
+    if not chosen or not set(chosen) <= set(EFFORTS):
+        raise click.UsageError(f"--efforts takes whole numbers from {EFFORTS[0]} to {EFFORTS[-1]}")
+    levels = _numbers(qualities)
+    codec = load_codec(model, device)
+    torch.set_num_threads(threads)
+    pictures = [picture.pixels() for picture in look(images, limit) if picture.averaged]
+    total, done = len(pictures) * len(levels) * len(chosen), 0
+    with _progress() as report:
+
+        def advance(effort: int) -> None:
+            nonlocal done
+            done += 1
+            report(done, total, f"effort {effort}")
+
+        found = measure(codec, pictures, [int(name) for name in chosen], levels, advance)
+    where = machine.describe(codec.device.type, threads)
+    click.echo(table(found))
+    click.echo(
+        f"\n{len(pictures)} pictures, qualities {qualities}; {where['device']}, {threads} threads of "
+        f"{where['processor']}; torch {where['versions']['torch']}"
+    )
 
 
 @bench.command(epilog=README_EXAMPLES)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ENCODE_EXAMPLES = """\b
 Examples:
   mcodec encode photo.jpg
-  mcodec encode photo.png -q 80 small.mci
+  mcodec encode photo.png -q 80 --effort 5 small.mci
   mcodec encode photo.png --target-bytes 50000 --strip-gps
   mcodec encode - - < photo.jpg > photo.mci
   mcodec encode photos/ coded/ --recursive --jobs 4
@@ -99,6 +99,13 @@ def _read(source: Path) -> bytes:
 @click.option(
     "--target-ms-ssim", type=_Number(0, 1, min_open=True, max_open=True), metavar="X", help="... by the MS-SSIM."
 )
+@click.option(
+    "--effort",
+    type=click.IntRange(1, 9),
+    default=1,
+    show_default=True,
+    help="Search for better codes: 1 does not, 9 takes longest. Decoding takes the same time.",
+)
 @click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
 @click.option("--strip-gps", is_flag=True, help="Leave out the GPS position alone.")
 @_many_options
@@ -112,6 +119,7 @@ def encode(
     target_bpp: float | None,
     target_psnr: float | None,
     target_ms_ssim: float | None,
+    effort: int,
     strip: bool,
     strip_gps: bool,
     recursive: bool,
@@ -135,13 +143,19 @@ def encode(
     def prepare() -> Callable[[Path, Path], dict[str, Any]]:
         _allow_large()
         codec = load_codec(model, device)
-        return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata)
+        return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata, effort)
 
     return _run(paths, ".mci", many.pictures, prepare, recursive, jobs, as_json, force)
 
 
 def _encode_file(
-    codec: Codec, source: Path, target: Path, quality: float | None, wanted: dict[str, float], metadata: str
+    codec: Codec,
+    source: Path,
+    target: Path,
+    quality: float | None,
+    wanted: dict[str, float],
+    metadata: str,
+    effort: int,
 ) -> dict[str, Any]:
     from mcodec.image import read_raster, write_bytes
     from mcodec.rate import Target, encode_to
@@ -150,10 +164,10 @@ def _encode_file(
     began = time.perf_counter()
     if wanted:
         ((measure, value),) = wanted.items()
-        data, quality = encode_to(codec, raster, Target(measure, value), metadata)
+        data, quality = encode_to(codec, raster, Target(measure, value), metadata, effort)
     else:
         quality = 50.0 if quality is None else quality
-        data = codec.encode(raster, quality, metadata)
+        data = codec.encode(raster, quality, metadata, effort)
     seconds = time.perf_counter() - began
     if target == STREAM:
         sys.stdout.buffer.write(data)
