@@ -62,7 +62,8 @@ def measure(
 def table(found: Sequence[Measured]) -> str:
     """As Markdown, against the first of them. Raises NotComparable where curves do not overlap."""
     first = found[0]
-    lines = [f"| effort | BD-rate against effort {first.effort} | seconds per Mpx | times as long |", "|---|---|---|---|"]
+    head = f"| effort | BD-rate against effort {first.effort} | seconds per Mpx | times as long |"
+    lines = [head, "| --- | --- | --- | --- |"]
     for one in found:
         gain = 0.0 if one is first else delta(first.curve, one.curve).rate
         lines.append(f"| {one.effort} | {gain:+.1f} % | {one.seconds:.1f} | {one.seconds / first.seconds:.1f} |")

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from mcodec import batch, container, entropy, tiles, weights
 from mcodec.batch import Result
-from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header
+from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header, Kind
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, alpha, from_tensor, to_raster, to_tensor
-from mcodec.model import Cascade, level_of
-from mcodec.model import search
+from mcodec.model import Cascade, level_of, search
 from mcodec.model.cascade import BETA
 from mcodec.model.walk import Seams
 from mcodec.model.window import Box, window

@@ -7,7 +7,8 @@
     image.save("copy.mci", quality=60)
 
 `save` takes `quality` (1 to 100, default 50), `metadata` ("all", "no-gps", "none") and `effort` (1 to 9, default 1);
-`icc_profile`, `exif` and `xmp` replace what the image has. `register(model=..., device=...)` chooses weights and device.
+`icc_profile`, `exif` and `xmp` replace what the image has. `register(model=..., device=...)` chooses weights and
+device.
 """
 
 from __future__ import annotations

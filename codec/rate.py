@@ -69,16 +69,32 @@ def encode_to(
             f"no quality gives {target.value:g} {target.measure}: "
             f"the nearest is {values[level]:.6g}, at quality {quality_of(level):.4g}"
         )
-    tried = dict(sorted(values.items(), key=lambda item: item[1]))
-    at = level
-    for _ in range(TURNS if effort > 1 else 0):
-        data = codec.encode(raster, quality_of(at), metadata, effort)
+    if effort > 1 and (found := _dearer(codec, raster, target, metadata, effort, values, level)):
+        return found
+    return files[level], quality_of(level)
+
+
+def _dearer(
+    codec: Codec,
+    raster: Raster,
+    target: Target,
+    metadata: str,
+    effort: int,
+    values: dict[int, float],
+    level: int,
+) -> tuple[bytes, float] | None:
+    """(file, quality) of a higher effort, from the level and the values of effort 1; None where none reaches it."""
+    levels, rising = sorted(values), sorted(values, key=values.__getitem__)
+    for _ in range(TURNS):
+        data = codec.encode(raster, quality_of(level), metadata, effort)
         value = measure(codec, raster, data, target.measure)
         if abs(value - target.value) <= TOLERANCE * target.value:
-            return data, quality_of(at)
-        aim = values[level] * target.value / value
-        at = round(float(np.interp(aim, list(tried.values()), list(tried))))
-    return files[level], quality_of(level)
+            return data, quality_of(level)
+        # the effort moves neighbouring levels by about the same factor
+        before = float(np.interp(level, levels, [values[at] for at in levels]))
+        aim = before * target.value / value
+        level = round(float(np.interp(aim, [values[at] for at in rising], rising)))
+    return None
 
 
 def search(measured: Callable[[int], float], target: Target) -> dict[int, float]:

@@ -30,16 +30,15 @@ from mcodec.model.prior import noisy_bits
 from mcodec.model.walk import ContextState, Seams, SynthesisState
 
 #: Gradient steps of efforts 1 to 9; each takes a little longer than an encoding without any.
-STEPS = (0, 4, 6, 8, 12, 16, 24, 32, 48)
+STEPS = (0, 5, 6, 8, 12, 16, 24, 32, 48)
 #: No search: as fast as encoding can be.
 DEFAULT = 1
 #: Latents are free at the finest stride and up to this many times it; what is coarser has few bits.
 FREE = 2
-#: Share of a diagonal Newton step, and what is carried over from the step before. Neighbouring latents overlap in the
-#: picture: with larger steps their changes add up and J rises.
-RATE, MOMENTUM = 0.1, 0.5
+#: Share of a diagonal Newton step. Latents overlap in the picture: of larger steps the changes add up and J rises.
+RATE = 0.35
 #: Weight of the penalty in the first and in the last step; between, it grows geometrically.
-PENALTY = 1.5, 6.0
+PENALTY = 1.0, 8.0
 #: No latent moves further in one step (in quantization steps).
 REACH = 0.25
 
@@ -88,14 +87,12 @@ class Search:
         before = self._fixed(codes)
         z = [self.model.stage(index).codebooks.lookup(codes[index]).detach() for index in self.free]
         curvature = self._curvature(before, z)
-        speed = [torch.zeros_like(v) for v in z]
         first, last = PENALTY
         for step in range(steps):
             penalty = first * (last / first) ** (step / max(1, steps - 1))
             gradients = self._gradient(before, z)
-            for index, v, m, h, gradient in zip(self.free, z, speed, curvature, gradients, strict=True):
-                m.mul_(MOMENTUM).add_(gradient / (2 * h))
-                v.sub_((RATE * m).clamp(-REACH, REACH))
+            for index, v, h, gradient in zip(self.free, z, curvature, gradients, strict=True):
+                v.sub_((RATE * gradient / (2 * h)).clamp(-REACH, REACH))
                 whole = v.round()
                 part = v - whole
                 # the proximal step of penalty * h * p (1 - p), p = |part|
