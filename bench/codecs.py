@@ -193,7 +193,10 @@ def _heic(name: str, threads: int) -> PillowCodec:
 def _mcodec(name: str, weights: str | None, device: str) -> Codec:
     from mcodec.bench.learned import McodecCodec
 
-    return McodecCodec(name, weights, device)
+    _, _, effort = name.partition(":")[0].partition("@")
+    if effort and effort not in EFFORTS:
+        raise BenchError(f"effort must be from {EFFORTS[0]} to {EFFORTS[-1]}, got {name!r}")
+    return McodecCodec(name, weights, device, int(effort or 1))
 
 
 def _compressai(name: str, weights: str | None, device: str) -> Codec:
@@ -201,6 +204,8 @@ def _compressai(name: str, weights: str | None, device: str) -> Codec:
 
     return CompressAICodec(name, weights, device)
 
+
+EFFORTS = tuple("123456789")
 
 #: name -> how it is made, given the text after "NAME:", a device for networks and a number of threads.
 _MAKERS: dict[str, Callable[[str, str | None, str, int], Codec]] = {
@@ -225,12 +230,14 @@ DEFAULT = ("mcodec", "jpeg", "webp", "jpeg2000", "avif", "jxl", "heic")
 
 
 def make(spec: str, device: str = "cpu", threads: int = 1) -> Codec:
-    """The codec of a specification NAME or NAME:WEIGHTS.
+    """The codec of a specification NAME or NAME:WEIGHTS, for mcodec also mcodec@EFFORT.
 
     WEIGHTS: for mcodec a released name or the path of a `.safetensors` file; for CompressAI's models a checkpoint
     or a folder of them, one per quality. Raises Unavailable where it cannot run, BenchError for an unknown name.
     """
     name, _, weights = spec.partition(":")
+    if name.startswith("mcodec@"):
+        name = "mcodec"
     if name not in _MAKERS:
         raise BenchError(f"no codec {name!r}; there are {', '.join(NAMES)}")
     if weights and name != "mcodec" and name not in LEARNED_PEERS:

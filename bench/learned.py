@@ -38,14 +38,14 @@ class McodecCodec:
     whole = False
     qualities: tuple[float, ...] = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 
-    def __init__(self, name: str, weights: str | None, device: str) -> None:
+    def __init__(self, name: str, weights: str | None, device: str, effort: int = 1) -> None:
         from mcodec import __version__, entropy
         from mcodec import weights as released
 
-        self.name, self.device = name, device
+        self.name, self.device, self._effort = name, device, effort
         self._path = released.find(weights)
         self.version = f"mcodec {__version__}, weights {released.read_card(self._path)['sha256'][:HASH_DIGITS]}"
-        self.settings = f"entropy coder {entropy.backend()}"
+        self.settings = f"entropy coder {entropy.backend()}" + (f", effort {effort}" if effort > 1 else "")
 
     @cached_property
     def _codec(self) -> Codec:
@@ -54,7 +54,7 @@ class McodecCodec:
         return load(self._path, self.device)
 
     def encode(self, pixels: Pixels, quality: float) -> bytes:
-        return self._codec.encode(pixels, quality)
+        return self._codec.encode(pixels, quality, effort=self._effort)
 
     def decode(self, data: bytes) -> Pixels:
         return np.asarray(self._codec.decode(data))

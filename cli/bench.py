@@ -24,6 +24,7 @@ Examples:
   mcodec bench rd --images photos/ --out runs/photos     measures and writes runs/photos/report.html
   mcodec bench report runs/photos --anchors kodak        the report again, with published curves
   mcodec bench speed --image photo.png --batch 1,4
+  mcodec bench effort --images photos/
   mcodec bench codecs
 """
 RD_EXAMPLES = """\b
@@ -55,6 +56,11 @@ Examples:
 SHEET_EXAMPLES = """\b
 Examples:
   mcodec bench sheet --image a.png --image b.png --bpp 0.15 --out sheet.png
+"""
+EFFORT_EXAMPLES = """\b
+Examples:
+  mcodec bench effort --images photos/
+  mcodec bench effort --images photos/ --efforts 1,3,9 --qualities 20,50,80 --limit 4
 """
 README_EXAMPLES = """\b
 Examples:
@@ -351,6 +357,49 @@ def sheet(images: tuple[Path, ...], bpp: float, names: str, out: Path, device: s
     with atomic(out) as file:
         drawn.save(file, form)
     click.echo(out)
+
+
+@bench.command(epilog=EFFORT_EXAMPLES)
+@click.option("--images", type=FOLDER, required=True, help="Folder of pictures (not its subfolders).")
+@click.option("--efforts", default="1,3,5,7,9", show_default=True, metavar="N,...", help="Against the first of them.")
+@click.option("--qualities", metavar="Q,...", default="10,30,50,70,90", show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="The first so many pictures only.")
+@model_option
+@device_option
+@threads_option
+def effort(
+    images: Path, efforts: str, qualities: str, limit: int | None, model: str | None, device: str, threads: int
+) -> None:
+    """What `encode --effort` gives and takes: BD-rate (PSNR) and seconds per million pixels, as a table."""
+    import torch
+
+    from mcodec.bench import machine
+    from mcodec.bench.codecs import EFFORTS
+    from mcodec.bench.effort import measure, table
+    from mcodec.bench.pictures import look
+
+    chosen = _names(efforts)
+    if not chosen or not set(chosen) <= set(EFFORTS):
+        raise click.UsageError(f"--efforts takes whole numbers from {EFFORTS[0]} to {EFFORTS[-1]}")
+    levels = _numbers(qualities)
+    codec = load_codec(model, device)
+    torch.set_num_threads(threads)
+    pictures = [picture.pixels() for picture in look(images, limit) if picture.averaged]
+    total, done = len(pictures) * len(levels) * len(chosen), 0
+    with _progress() as report:
+
+        def advance(effort: int) -> None:
+            nonlocal done
+            done += 1
+            report(done, total, f"effort {effort}")
+
+        found = measure(codec, pictures, [int(name) for name in chosen], levels, advance)
+    where = machine.describe(codec.device.type, threads)
+    click.echo(table(found))
+    click.echo(
+        f"\n{len(pictures)} pictures, qualities {qualities}; {where['device']}, {threads} threads of "
+        f"{where['processor']}; torch {where['versions']['torch']}"
+    )
 
 
 @bench.command(epilog=README_EXAMPLES)

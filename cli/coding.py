@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ENCODE_EXAMPLES = """\b
 Examples:
   mcodec encode photo.jpg
-  mcodec encode photo.png -q 80 small.mci
+  mcodec encode photo.png -q 80 --effort 5 small.mci
   mcodec encode photo.png --target-bytes 50000 --strip-gps
   mcodec encode - - < photo.jpg > photo.mci
   mcodec encode photos/ coded/ --recursive --jobs 4
@@ -108,6 +108,13 @@ def _read(source: Path) -> bytes:
 @click.option(
     "--target-ms-ssim", type=_Number(0, 1, min_open=True, max_open=True), metavar="X", help="... by the MS-SSIM."
 )
+@click.option(
+    "--effort",
+    type=click.IntRange(1, 9),
+    default=1,
+    show_default=True,
+    help="Search for better codes: 1 does not, 9 takes longest. Decoding takes the same time.",
+)
 @click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
 @click.option("--strip-gps", is_flag=True, help="Leave out the GPS position alone.")
 @click.option("--verify", is_flag=True, help="Decode what was written and compare before it takes its name.")
@@ -122,6 +129,7 @@ def encode(
     target_bpp: float | None,
     target_psnr: float | None,
     target_ms_ssim: float | None,
+    effort: int,
     strip: bool,
     strip_gps: bool,
     verify: bool,
@@ -146,7 +154,7 @@ def encode(
     def prepare() -> Callable[[Path, Path], dict[str, Any]]:
         _allow_large()
         codec = load_codec(model, device)
-        return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata, verify)
+        return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata, effort, verify)
 
     return _run(paths, ".mci", many.pictures, prepare, recursive, jobs, as_json, force)
 
@@ -158,6 +166,7 @@ def _encode_file(
     quality: float | None,
     wanted: dict[str, float],
     metadata: str,
+    effort: int,
     verify: bool,
 ) -> dict[str, Any]:
     from mcodec import verification
@@ -169,14 +178,14 @@ def _encode_file(
     check: Callable[[bytes], None] | None = None
     if wanted:
         ((measure, value),) = wanted.items()
-        data, quality = encode_to(codec, raster, Target(measure, value), metadata)
+        data, quality = encode_to(codec, raster, Target(measure, value), metadata, effort)
     else:
         quality = 50.0 if quality is None else quality
     if verify:  # a target's quality is encoded once more, for its codes
-        data, codes = codec.encode_with_codes(raster, quality, metadata)
+        data, codes = codec.encode_with_codes(raster, quality, metadata, effort)
         check = functools.partial(verification.verify, codec, raster, codes, metadata)
     elif not wanted:
-        data = codec.encode(raster, quality, metadata)
+        data = codec.encode(raster, quality, metadata, effort)
     seconds = time.perf_counter() - began
     if target == STREAM:
         if check is not None:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from mcodec import batch, container, entropy, tiles, weights
 from mcodec.batch import Result
-from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header
+from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header, Kind
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, from_tensor, to_raster, to_tensor
-from mcodec.model import Cascade, level_of
+from mcodec.model import Cascade, level_of, search
 from mcodec.model.cascade import BETA
 from mcodec.model.walk import Seams
 from mcodec.model.window import Box, window
@@ -111,30 +111,42 @@ class Codec:
 
     # ---- encoding -----------------------------------------------------------------------------------------
 
-    def encode(self, image: Picture, quality: float = 50, metadata: str = "all") -> bytes:
+    def encode(
+        self, image: Picture, quality: float = 50, metadata: str = "all", effort: int = search.DEFAULT
+    ) -> bytes:
         """Compress a picture into the bytes of a .mci file.
 
         image: PIL image of any mode; numpy `[H, W]` or `[H, W, C]` or torch `[C, H, W]`, uint8 or uint16, with C = 1
         (grey), 2 (grey, alpha), 3 or 4; or a Raster. quality: 1 (smallest) to 100. metadata: what the file carries of
-        colour profile, EXIF and XMP, "all", "no-gps" or "none".
+        colour profile, EXIF and XMP, "all", "no-gps" or "none". effort: 1 (fastest) to 9: search for better codes,
+        which costs time here and none in decoding.
         Raises ValueError for anything else, LimitExceeded for a picture larger than the format holds.
         """
-        return self.encode_batch([image], quality, metadata)[0]
+        return self.encode_batch([image], quality, metadata, effort)[0]
 
     def encode_batch(
-        self, images: Sequence[Picture], quality: float | Sequence[float] = 50, metadata: str = "all"
+        self,
+        images: Sequence[Picture],
+        quality: float | Sequence[float] = 50,
+        metadata: str = "all",
+        effort: int = search.DEFAULT,
     ) -> list[bytes]:
         """`encode` for pictures of any sizes; those of equal padded size share one pass. Order is kept."""
-        return [data for data, _ in self._files(images, quality, metadata)]
+        return [data for data, _ in self._files(images, quality, metadata, effort)]
 
     def encode_with_codes(
-        self, image: Picture, quality: float = 50, metadata: str = "all"
+        self, image: Picture, quality: float = 50, metadata: str = "all", effort: int = search.DEFAULT
     ) -> tuple[bytes, list[Tensor]]:
         """`encode`, and the codes that went into the file, to be compared with what `codes` reads from it."""
-        return self._files([image], quality, metadata, with_codes=True)[0]
+        return self._files([image], quality, metadata, effort, with_codes=True)[0]
 
     def _files(
-        self, images: Sequence[Picture], quality: float | Sequence[float], metadata: str, with_codes: bool = False
+        self,
+        images: Sequence[Picture],
+        quality: float | Sequence[float],
+        metadata: str,
+        effort: int,
+        with_codes: bool = False,
     ) -> list[tuple[bytes, list[Tensor]]]:
         """Files of pictures, and their codes where these are wanted."""
         qualities = [quality] * len(images) if isinstance(quality, int | float) else list(quality)
@@ -143,9 +155,10 @@ class Codec:
         if metadata not in METADATA:
             raise ValueError(f"metadata must be one of {', '.join(METADATA)}, got {metadata!r}")
         levels = [level_of(q) for q in qualities]
+        steps = search.steps_of(effort)
         rasters = [to_raster(image) for image in images]
         canvases = [self._canvas(*raster.size[::-1]) if with_codes else [] for raster in rasters]
-        payloads = self._payloads(rasters, levels, canvases)
+        payloads = self._payloads(rasters, levels, steps, canvases)
         files = [
             container.pack(
                 Container(
@@ -159,20 +172,26 @@ class Codec:
         return list(zip(files, canvases, strict=True))
 
     def encode_iter(
-        self, items: Iterable[Any], quality: float = 50, metadata: str = "all", readers: int = batch.READERS
+        self,
+        items: Iterable[Any],
+        quality: float = 50,
+        metadata: str = "all",
+        readers: int = batch.READERS,
+        effort: int = search.DEFAULT,
     ) -> Iterator[Result[bytes]]:
         """`encode` for any number of items: pictures, or picture files as bytes, paths and URLs.
 
         `readers` threads read ahead while a micro-batch is coded; results come in the order of the items, and an item
-        that fails has its `error`. ValueError for a wrong quality or metadata.
+        that fails has its `error`. ValueError for a wrong quality, metadata or effort.
         """
         level_of(quality)
-        return batch.encoded(lambda rasters: self.encode_batch(rasters, quality, metadata), items, readers)
+        search.steps_of(effort)
+        return batch.encoded(lambda rasters: self.encode_batch(rasters, quality, metadata, effort), items, readers)
 
     def _payloads(
-        self, rasters: Sequence[Raster], levels: Sequence[int], canvases: list[list[Tensor]]
+        self, rasters: Sequence[Raster], levels: Sequence[int], steps: int, canvases: list[list[Tensor]]
     ) -> list[bytes]:
-        """The sections of codes of pictures; the codes themselves go into `canvases` that are not empty."""
+        """The sections of codes of pictures; steps: of the search; codes go into `canvases` that are not empty."""
         for raster in rasters:
             container.check_size(*raster.size)
         jobs = [
@@ -187,7 +206,8 @@ class Codec:
             inner, seams = group[0].inner, group[0].seams
             levels = [tile.level for tile in group]
             windows = [rasters[tile.item].crop(*tile.outer) for tile in group]
-            streams, codes = self._encode(windows, levels, inner, seams)
+            kinds = [rasters[tile.item].kind for tile in group]
+            streams, codes = self._encode(windows, kinds, levels, inner, seams, steps)
             for item, tile in enumerate(group):
                 self._place(canvases[tile.item], tile.box, codes, item)
             ends: list[list[int]] = [[]] * len(streams)
@@ -221,27 +241,58 @@ class Codec:
         return jobs
 
     def _encode(
-        self, windows: list[Samples], levels: list[int], inner: Box, seams: Seams
+        self,
+        windows: list[Samples],
+        kinds: list[Kind],
+        levels: list[int],
+        inner: Box,
+        seams: Seams,
+        steps: int,
     ) -> tuple[list[bytes], list[Tensor]]:
         """Tiles, `inner` of windows of one padded size: their streams, and per stage their codes, `[B, M, h, w]`."""
         x = torch.cat([to_tensor(w, self.model.config.multiple) for w in windows]).to(self.device)
-        coder = entropy.batch_encoder(len(windows), self.device)
-        coded: list[Tensor] = []
-
-        def assign(index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
-            stage, tables = self.model.stage(index), self._tables[index]
-            book, tile, grid = stage.codebooks, inner.coarser(stage.stride), (latents.shape[2], latents.shape[3])
-            g, s = self._prior(index, offset, scale)
-            codes = coder.choose(tables, g, s, book.vectors(latents), book.codewords, BETA)
-            part = _part(codes, grid, tile)
-            coder.add_stage(tables, _part(g, grid, tile), _part(s, grid, tile), part)
-            coded.append(part.unflatten(2, (tile.bottom - tile.top, tile.right - tile.left)))
-            return codes.unflatten(2, grid)
-
-        level = torch.tensor(levels, dtype=torch.float32, device=self.device)
+        level, cuts = self._levels(levels), seams if any(seams) else None
+        first = _Pass(self, len(windows), inner)
         with torch.no_grad(), self._precision():
-            self.model.encode(x, level, assign, seams if any(seams) else None)
-        return coder.finish(), coded
+            state = self.model.encode(x, level, first.assign, cuts)
+        streams = first.coder.finish()
+        if steps == 0 or not search.searchable(self.model):
+            return streams, first.coded
+
+        with torch.no_grad(), self._precision():
+            sizes, grey = [(w.shape[0], w.shape[1]) for w in windows], [kind.grey for kind in kinds]
+            better = search.Search(self.model, x, level, sizes, grey, cuts).latents(first.codes, steps)
+            second = _Pass(self, len(windows), inner)
+
+            def choose(index: int, _: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+                if index in better:
+                    codes = second.assign(index, better[index], offset, scale)
+                else:
+                    codes = second.add(index, first.codes[index], offset, scale)
+                book = self.model.stage(index).codebooks
+                return book.lookup(codes), book.lookup_coordinates(codes)
+
+            states = state, self.model.walk(x.shape[2], x.shape[3], level, choose, cuts)
+            pictures = [self.model.synthesis(s, level).float().cpu() for s in states]
+        others = second.coder.finish()
+        for i, pixels in enumerate(windows):
+            costs = [
+                self._cost(picture[i : i + 1], pixels, kinds[i], levels[i], inner, stream)
+                for picture, stream in zip(pictures, (streams[i], others[i]), strict=True)
+            ]
+            if costs[1] < costs[0]:  # by what a decoder makes of it
+                streams[i] = others[i]
+                for mine, theirs in zip(first.coded, second.coded, strict=True):
+                    mine[i] = theirs[i]
+        return streams, first.coded
+
+    def _cost(self, picture: Tensor, window: Samples, kind: Kind, level: int, inner: Box, stream: bytes) -> float:
+        """lambda * 255^2 * squared error + bits of a tile, from the synthesis of its window `[1, 3, H', W']`."""
+        decoded = from_tensor(picture, window.shape[0], window.shape[1], kind)
+        tile = slice(inner.top, inner.bottom), slice(inner.left, inner.right)
+        error = (decoded[tile].astype(np.float64) - window[tile]) * (255 / np.iinfo(window.dtype).max)
+        pixels = error.shape[0] * error.shape[1]
+        return self.model.config.lam(level) * float(np.square(error).mean()) * pixels + 8 * len(stream)
 
     # ---- decoding -----------------------------------------------------------------------------------------
 
@@ -629,6 +680,35 @@ class _Decoded(Strips):
                     self._rows[row] = codec._canvases([self._file], self._stages, None, self._partial, row)[0]
             canvas = [torch.cat(stage, 1) for stage in zip(*(self._rows[row] for row in rows), strict=True)]
         return codec._windows(header, canvas, region, rows.start * header.tile)
+
+
+class _Pass:
+    """One run through the stages of B tiles: chooses and keeps codes, and codes what lies in `inner`."""
+
+    def __init__(self, codec: Codec, batch: int, inner: Box) -> None:
+        self._codec, self._inner = codec, inner
+        self.coder = entropy.batch_encoder(batch, codec.device)
+        self.codes: list[Tensor] = []  # of the stages so far, `[B, M, h, w]`, of the whole window
+        self.coded: list[Tensor] = []  # those in `inner`
+
+    def assign(self, index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
+        """Rate-aware codes of a stage; see `Cascade.encode`."""
+        book = self._codec.model.stage(index).codebooks
+        prior = self._codec._prior(index, offset, scale)
+        tables = self._codec._tables[index]
+        codes = self.coder.choose(tables, *prior, book.vectors(latents), book.codewords, BETA)
+        return self.add(index, codes.unflatten(2, latents.shape[2:]), offset, scale)
+
+    def add(self, index: int, codes: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
+        """Code these codes as the stage's."""
+        grid = codes.shape[2], codes.shape[3]
+        tile = self._inner.coarser(self._codec.model.config.stages[index].stride)
+        prior = (_part(v, grid, tile) for v in self._codec._prior(index, offset, scale))
+        part = _part(codes.flatten(2), grid, tile)
+        self.coder.add_stage(self._codec._tables[index], *prior, part)
+        self.codes.append(codes)
+        self.coded.append(part.unflatten(2, (tile.bottom - tile.top, tile.right - tile.left)))
+        return codes
 
 
 def _ends(stream: bytes, words: Sequence[int]) -> list[int]:

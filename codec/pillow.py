@@ -6,8 +6,9 @@
     image = Image.open("photo.mci")           # reads the header; weights are loaded with the pixels
     image.save("copy.mci", quality=60)
 
-`save` takes `quality` (1 to 100, default 50) and `metadata` ("all", "no-gps", "none"); `icc_profile`, `exif` and `xmp`
-replace what the image has. `register(model=..., device=...)` chooses weights and device.
+`save` takes `quality` (1 to 100, default 50), `metadata` ("all", "no-gps", "none") and `effort` (1 to 9, default 1);
+`icc_profile`, `exif` and `xmp` replace what the image has. `register(model=..., device=...)` chooses weights and
+device.
 
 imageio goes through Pillow: `imageio.v3.imread("a.mci")` and `imwrite("a.mci", array, quality=60)` work as well.
 """
@@ -78,7 +79,8 @@ def _save(image: Image.Image, file: IO[bytes], _: str | bytes) -> None:
     copy.info.update({key: options[key] for key in ("icc_profile", "xmp") if options.get(key)})
     if exif := options.get("exif"):
         copy.info["exif"] = exif.tobytes() if isinstance(exif, Image.Exif) else exif
-    file.write(default_codec(**_choice).encode(copy, options.get("quality", 50), options.get("metadata", "all")))
+    chosen = {key: options[key] for key in ("quality", "metadata", "effort") if key in options}
+    file.write(default_codec(**_choice).encode(copy, **chosen))
 
 
 def register(model: str | None = None, device: str = "auto") -> None:

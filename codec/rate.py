@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 #: The search ends early here: less than what neighbouring quality levels differ by.
 CLOSE = 0.003
+#: Encodings of a higher effort before that of effort 1 is taken.
+TURNS = 3
 #: Levels that are tried where the highest falls short.
 BACK = (240, 216, 192)
 #: MS-SSIM halves the picture four times under a window of 11.
@@ -44,11 +46,14 @@ class Target:
             raise ValueError(f"a target of {self.measure} must be above 0 and below {limit}, got {self.value}")
 
 
-def encode_to(codec: Codec, image: Picture, target: Target, metadata: str = "all") -> tuple[bytes, float]:
+def encode_to(
+    codec: Codec, image: Picture, target: Target, metadata: str = "all", effort: int = 1
+) -> tuple[bytes, float]:
     """(file, quality) within TOLERANCE of a target; TargetError names the nearest where no quality reaches it.
 
     Size and fidelity rise with the quality, by and large: the search is for a crossing, by interpolation and halving in
-    turns, and takes some 6 to 8 encodings.
+    turns, and takes some 6 to 8 encodings, of effort 1. A higher effort is spent on the quality that was found, and on
+    others only where it moves the file away from the target.
     """
     raster = to_raster(image)
     files: dict[int, bytes] = {}
@@ -64,7 +69,32 @@ def encode_to(codec: Codec, image: Picture, target: Target, metadata: str = "all
             f"no quality gives {target.value:g} {target.measure}: "
             f"the nearest is {values[level]:.6g}, at quality {quality_of(level):.4g}"
         )
+    if effort > 1 and (found := _dearer(codec, raster, target, metadata, effort, values, level)):
+        return found
     return files[level], quality_of(level)
+
+
+def _dearer(
+    codec: Codec,
+    raster: Raster,
+    target: Target,
+    metadata: str,
+    effort: int,
+    values: dict[int, float],
+    level: int,
+) -> tuple[bytes, float] | None:
+    """(file, quality) of a higher effort, from the level and the values of effort 1; None where none reaches it."""
+    levels, rising = sorted(values), sorted(values, key=values.__getitem__)
+    for _ in range(TURNS):
+        data = codec.encode(raster, quality_of(level), metadata, effort)
+        value = measure(codec, raster, data, target.measure)
+        if abs(value - target.value) <= TOLERANCE * target.value:
+            return data, quality_of(level)
+        # the effort moves neighbouring levels by about the same factor
+        before = float(np.interp(level, levels, [values[at] for at in levels]))
+        aim = before * target.value / value
+        level = round(float(np.interp(aim, [values[at] for at in rising], rising)))
+    return None
 
 
 def search(measured: Callable[[int], float], target: Target) -> dict[int, float]:

@@ -46,12 +46,14 @@ class Encode(_Worker):
         column: str = "bytes",
         model: str | None = None,
         device: str = "auto",
+        effort: int = 1,
     ) -> None:
         super().__init__(column, model, device)
-        self.quality, self.metadata = quality, metadata
+        self.quality, self.metadata, self.effort = quality, metadata, effort
 
     def __call__(self, batch: Batch) -> Batch:
-        results = list(self.codec.encode_iter(batch[self.column], self.quality, self.metadata))
+        items = self.codec.encode_iter(batch[self.column], self.quality, self.metadata, effort=self.effort)
+        results = list(items)
         return {**batch, "mci": _column([r.value for r in results]), "error": _reasons(results)}
 
 

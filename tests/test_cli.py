@@ -262,6 +262,12 @@ def test_bad_quality(quality: str, picture: Path, capsys: pytest.CaptureFixture[
     assert not picture.with_suffix(".mci").exists()
 
 
+@pytest.mark.parametrize("effort", ["0", "10", "2.5", "most"])
+def test_bad_effort(effort: str, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "effort" in fails(capsys, "encode", picture, "--effort", effort, status=2)
+    assert not picture.with_suffix(".mci").exists()
+
+
 def test_unknown_weights(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "'other'" in fails(capsys, "encode", picture, "--model", "other")
 

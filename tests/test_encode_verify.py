@@ -174,23 +174,24 @@ def test_standard_output(
     assert capsysbinary.readouterr().out == b""
 
 
+@pytest.mark.parametrize("effort", [1, 4])
 @pytest.mark.parametrize("tile", [64, 1024])
-def test_codes_of_the_encoder(tile: int, picture: Make) -> None:
-    """Equal to those that a decoder reads, of one tile and of many; a single other code is seen."""
+def test_codes_of_the_encoder(tile: int, effort: int, picture: Make) -> None:
+    """Equal to those that a decoder reads, of one tile and of many, searched or not; a single other code is seen."""
     codec = Codec(lively(TINY), b"tinytiny")
     codec.tile = tile
     raster = replace(to_raster(picture(70, 150)), metadata=Metadata(xmp=b"packet"))
-    data, codes = codec.encode_with_codes(raster, 60)
-    assert data == codec.encode(raster, 60)
+    data, codes = codec.encode_with_codes(raster, 60, effort=effort)
+    assert data == codec.encode(raster, 60, effort=effort)
     found = codec.codes(data)
     assert [c.shape for c in codes] == [c.shape for c in found]
     assert all(torch.equal(a.int(), b.int()) for a, b in zip(codes, found, strict=True))
     verification.verify(codec, raster, codes, "all", data)
     for metadata in ("none", "no-gps"):
-        without = codec.encode(raster, 60, metadata)
+        without = codec.encode(raster, 60, metadata, effort)
         verification.verify(codec, raster, codes, metadata, without)
     with pytest.raises(VerificationError, match="the metadata differ"):
-        verification.verify(codec, raster, codes, "all", codec.encode(raster, 60, "none"))
+        verification.verify(codec, raster, codes, "all", codec.encode(raster, 60, "none", effort))
     codes[-1][0, -1, -1] ^= 1
     with pytest.raises(VerificationError, match=f"the codes of stage {len(codes)} differ"):
         verification.verify(codec, raster, codes, "all", data)

@@ -1,0 +1,183 @@
+"""Encoder-side search: files of a higher effort cost no more and decode like any other."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from settings import SETTINGS, setting
+from tiny import TINY, TINY_UMGM, lively
+
+from mcodec import rate
+from mcodec.api import Codec
+from mcodec.image import to_raster
+from mcodec.model import Cascade, level_of
+from mcodec.model.search import STEPS, Search, steps_of
+from mcodec.rate import MEASURES, TOLERANCE, Target, encode_to, measure
+
+Make = Callable[..., NDArray[np.uint8]]
+
+
+def cost(codec: Codec, array: NDArray[np.uint8], data: bytes, quality: float) -> float:
+    """J = lambda * 255^2 * squared error + bits, of a file; the sum over pixels."""
+    decoded = codec.decode_array(data).astype(np.float64)
+    pixels = array.shape[0] * array.shape[1]
+    error = float(np.square(decoded - array).mean()) * pixels
+    return codec.model.config.lam(level_of(quality)) * error + 8 * len(data)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (50, 70), (64, 64, 3)], ids=str)
+def test_costs_fall(plain: Codec, picture: Make, shape: tuple[int, ...]) -> None:
+    """Never above effort 1, and on pictures of some size below it; grey as well."""
+    least, most = [], []
+    for seed, quality in enumerate((10, 30)):
+        array = picture(*shape[:2], seed)
+        array = array[:, :, 0].copy() if len(shape) == 2 else array
+        first, *others = (cost(plain, array, plain.encode(array, quality, effort=e), quality) for e in (1, 4, 9))
+        assert max(others) <= first
+        least.append(others[0] / first)
+        most.append(others[1] / first)
+    assert np.mean(most) <= np.mean(least)
+    if shape[0] > 1:
+        assert np.mean(most) < 0.999
+
+
+def test_effort_1_is_the_default_and_searches_nothing(
+    tiny: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = picture(60, 80)
+    data = tiny.encode(array, 60, effort=4)
+
+    def never(*_: object) -> None:
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(Search, "__init__", never)
+    assert tiny.encode(array, 60) == tiny.encode(array, 60, effort=1)
+    with pytest.raises(AssertionError):
+        tiny.encode(array, 60, effort=4)
+    monkeypatch.undo()
+    assert tiny.encode(array, 60, effort=4) == data  # and a search gives the same again
+
+
+@pytest.mark.parametrize("name", list(SETTINGS)[::3], ids=str)
+def test_codes_decode_on_every_setting(tiny: Codec, picture: Make, name: str) -> None:
+    """Whatever encodes, the reference decodes the same codes."""
+    with setting(tiny, name):
+        data = tiny.encode(picture(50, 70), 60, effort=3)
+        codes = tiny.codes(data)
+    assert all(torch.equal(a, b) for a, b in zip(codes, tiny.codes(data), strict=True))
+
+
+def test_batches_and_tiles(plain: Codec, picture: Make) -> None:
+    tiled = Codec(plain.model, plain.fingerprint)
+    tiled.tile = 64
+    arrays = [picture(100, 150, 1), picture(100, 150, 2), picture(40, 30, 3)]
+    for codec in (plain, tiled):
+        files = codec.encode_batch(arrays, [30, 60, 80], effort=5)
+        fast = codec.encode_batch(arrays, [30, 60, 80])
+        for array, quality, one, other in zip(arrays, (30, 60, 80), files, fast, strict=True):
+            assert codec.decode(one).size == array.shape[1::-1]
+            assert cost(codec, array, one, quality) < 1.001 * cost(codec, array, other, quality)
+        assert files != fast
+
+
+def test_padding_costs_nothing(plain: Codec, picture: Make) -> None:
+    """What lies beyond the picture has a rate but no error."""
+    x = torch.from_numpy(picture(64, 64)).permute(2, 0, 1)[None] / 255 - 0.5
+    level = torch.tensor([120.0])
+    codes: list[torch.Tensor] = []
+
+    def nothing(index: int, latents: torch.Tensor, *_: object) -> torch.Tensor:
+        codes.append(torch.zeros_like(latents[:, :: TINY.stages[index].dim], dtype=torch.int64))
+        return codes[-1]
+
+    plain.model.encode(x, level, nothing)
+    left = Search(plain.model, x, level, [(64, 32)], [False]).latents(codes, 8)
+    other = x.clone()
+    other[..., 32:] = 0.3
+    again = Search(plain.model, other, level, [(64, 32)], [False]).latents(codes, 8)
+    whole = Search(plain.model, other, level, [(64, 64)], [False]).latents(codes, 8)
+    assert all(torch.equal(left[i], again[i]) for i in left)
+    assert any(not torch.equal(left[i], whole[i]) for i in left)
+
+
+def test_weights_without_a_conditional_prior(picture: Make) -> None:
+    torch.manual_seed(0)
+    codec = Codec(Cascade(TINY_UMGM), b"tinyumgm")
+    array = picture(50, 40)
+    assert codec.encode(array, effort=9) == codec.encode(array)
+
+
+def test_unknown_efforts(tiny: Codec, picture: Make) -> None:
+    assert [steps_of(e) for e in range(1, 10)] == sorted(STEPS) and STEPS[0] == 0
+    for effort in (0, 10, 2.5, "3"):
+        with pytest.raises(ValueError, match="effort must be a whole number from 1 to 9"):
+            tiny.encode(picture(8, 8), effort=effort)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="effort"):
+        tiny.encode_iter([], effort=0)
+
+
+@pytest.mark.parametrize("name", MEASURES[:3])
+def test_targets(name: str, plain: Codec, picture: Make) -> None:
+    raster = to_raster(picture(100, 120))
+    ends = [measure(plain, raster, plain.encode(raster, q), name) for q in (1, 100)]
+    value = ends[0] + 0.4 * (ends[1] - ends[0])
+    data, quality = encode_to(plain, raster, Target(name, value), effort=4)
+    assert abs(measure(plain, raster, data, name) - value) <= TOLERANCE * value
+    either = [plain.encode(raster, quality, effort=e) for e in (4, 1)]  # the latter where no quality of 4 reaches it
+    assert data in (either if name == "psnr" else either[:1])
+
+
+def test_targets_fall_back(plain: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a higher effort leaves the target, qualities beside it are tried, then the file of effort 1 is taken."""
+    raster = to_raster(picture(60, 60))
+    encode, asked = plain.encode, []
+
+    def larger(image: object, quality: float, metadata: str = "all", effort: int = 1) -> bytes:
+        asked.append((quality, effort))
+        return encode(raster, quality, metadata) + bytes(1000 if effort > 1 else 0)
+
+    monkeypatch.setattr(plain, "encode", larger)
+    monkeypatch.setattr(rate, "measure", lambda codec, original, data, name: float(len(data)))
+    target = Target("bytes", float(len(encode(raster, 60))))
+    data, quality = encode_to(plain, raster, target, effort=7)
+    assert data == encode(raster, quality)
+    searched = [quality for quality, effort in asked if effort == 7]
+    assert len(searched) == rate.TURNS and searched[0] == quality and searched[1] < quality
+
+
+def test_pillow_takes_an_effort(picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mcodec.pillow as plugin
+
+    codec = Codec(lively(TINY), b"tinytiny")
+    monkeypatch.setattr(plugin, "default_codec", lambda **_: codec)
+    image, file = Image.fromarray(picture(40, 50)), io.BytesIO()
+    image.save(file, "MCI", quality=70, effort=3)
+    assert file.getvalue() == codec.encode(image, 70, effort=3)
+
+
+def test_bench(plain: Codec, picture: Make) -> None:
+    from mcodec.bench.effort import measure as measured
+    from mcodec.bench.effort import table
+
+    arrays, seen = [picture(64, 64, seed) for seed in range(2)], []
+    found = measured(plain, arrays, (1, 5), (20, 60, 90), seen.append)
+    assert [one.effort for one in found] == [1, 5] and seen == [1] * 6 + [5] * 6
+    rows = table(found).splitlines()
+    assert len(rows) == 4 and rows[2].startswith("| 1 | +0.0 %") and rows[3].startswith("| 5 | -")
+
+
+def test_bench_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mcodec.bench.codecs import make
+    from mcodec.errors import BenchError
+
+    assert make("mcodec@5").settings.endswith(", effort 5") and make("mcodec@5").name == "mcodec@5"
+    assert "effort" not in make("mcodec").settings
+    for wrong in ("mcodec@0", "mcodec@10", "mcodec@x", "jpeg@2"):
+        with pytest.raises(BenchError):
+            make(wrong)
