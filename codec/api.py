@@ -703,9 +703,9 @@ class _Pass:
         """Code these codes as the stage's."""
         grid = codes.shape[2], codes.shape[3]
         tile = self._inner.coarser(self._codec.model.config.stages[index].stride)
-        prior = (_part(v, grid, tile) for v in self._codec._prior(index, offset, scale))
+        g, s = self._codec._prior(index, offset, scale)
         part = _part(codes.flatten(2), grid, tile)
-        self.coder.add_stage(self._codec._tables[index], *prior, part)
+        self.coder.add_stage(self._codec._tables[index], _part(g, grid, tile), _part(s, grid, tile), part)
         self.codes.append(codes)
         self.coded.append(part.unflatten(2, (tile.bottom - tile.top, tile.right - tile.left)))
         return codes
