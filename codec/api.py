@@ -218,7 +218,9 @@ class Codec:
             for i, stream, end in zip(members, streams, ends, strict=True):
                 done[i] = stream, end
 
-        self._each(work, self._batches([tile.key for tile in jobs], [tile.padded for tile in jobs]))
+        batches = self._batches([tile.key for tile in jobs], [tile.padded for tile in jobs])
+        # gradients take several times the memory of an encoding: one tile at a time
+        self._each(work, batches, 1 if steps else self.tile_workers)
         of_picture: list[list[tuple[bytes, list[int]]]] = [[] for _ in rasters]
         for tile, result in zip(jobs, done, strict=True):
             of_picture[tile.item].append(result)
@@ -631,14 +633,14 @@ class Codec:
             batches += [members[i : i + count] for i in range(0, len(members), count)]
         return batches
 
-    def _each(self, work: Callable[[T], None], jobs: Iterable[T]) -> None:
-        """`work` for all jobs, on `tile_workers` threads."""
-        jobs = list(jobs)
-        if self.tile_workers < 2 or len(jobs) < 2:
+    def _each(self, work: Callable[[T], None], jobs: Iterable[T], workers: int | None = None) -> None:
+        """`work` for all jobs, on so many threads (default: `tile_workers`)."""
+        jobs, workers = list(jobs), workers or self.tile_workers
+        if workers < 2 or len(jobs) < 2:
             for job in jobs:
                 work(job)
             return
-        with ThreadPoolExecutor(self.tile_workers) as pool:
+        with ThreadPoolExecutor(workers) as pool:
             futures = [pool.submit(work, job) for job in jobs]
             try:
                 for future in futures:

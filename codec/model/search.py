@@ -139,14 +139,16 @@ class Search:
         return bits
 
     @torch.enable_grad()
-    def _gradient(self, before: tuple[ContextState, SynthesisState], z: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _gradient(self, before: tuple[ContextState, SynthesisState], z: Sequence[Tensor]) -> list[Tensor]:
         """Of J in bits."""
+        context, state = before
         z = [value.requires_grad_() for value in z]
-        distortion = (self._weight * self._error(before[1], z).square()).sum()
-        found = torch.autograd.grad(distortion + self._bits(before[0], z), z)
+        # one after the other: the activations of both are not held at once
+        distortion = torch.autograd.grad((self._weight * self._error(state, z).square()).sum(), z)
+        bits = torch.autograd.grad(self._bits(context, z), z)
         for value in z:
             value.requires_grad_(False)
-        return found
+        return [a + b for a, b in zip(distortion, bits, strict=True)]
 
     @torch.enable_grad()
     def _curvature(self, before: tuple[ContextState, SynthesisState], z: Sequence[Tensor]) -> list[Tensor]:
