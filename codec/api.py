@@ -33,7 +33,8 @@ R = TypeVar("R")
 #: Tiles of one padded size go through the networks together, at most this many pixels of them.
 BATCH_PIXELS = 2**22
 #: How far beyond its tile an encoder looks: it guesses there what the neighbours will choose, as their codes decide
-#: what a decoder adds inside of the tile. Wider brings no measurable gain.
+#: what a decoder adds inside of the tile. On validation pictures in tiles of 256 pixels 64 loses up to 0.002 dB (in
+#: the worst picture 0.011) against it, 192 gains nothing.
 HALO = 128
 
 #: What of a picture's metadata a file carries: all of it, all but the GPS position, nothing.

@@ -119,6 +119,18 @@ def test_what_is_not_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("all_in_parts")
+def test_tiles_that_are_left_out(tmp_path: Path) -> None:
+    tifffile, path = pytest.importorskip("tifffile"), tmp_path / "a.tif"
+    array = np.zeros((64, 64), np.uint8)
+    array[:16, :16] = array[16:32, 32:48] = 7
+    tiles = [part if part.any() else None for row in np.split(array, 4) for part in np.split(row, 4, 1)]
+    tifffile.imwrite(path, iter(tiles), shape=(64, 64), dtype=np.uint8, tile=(16, 16), compression="zlib")
+    raster = read_raster(path)
+    assert isinstance(raster.samples, parts.Segments) and 0 in raster.samples.page.databytecounts
+    assert np.array_equal(raster.array(), array)
+
+
+@pytest.mark.usefixtures("all_in_parts")
 def test_damage_shows_where_it_is_read(tmp_path: Path) -> None:
     array, path = _array(False, False), tmp_path / "a.ppm"
     _ppm(path, array)

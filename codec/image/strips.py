@@ -97,7 +97,7 @@ class Segments(Strips):
     def _segment(self, file: Any, index: int) -> NDArray[Any]:
         if index not in self._kept:
             file.seek(self.page.dataoffsets[index])
-            data = file.read(self.page.databytecounts[index])
+            data = file.read(self.page.databytecounts[index]) or None  # left out where all is zero
             segment, _, size = self.decode(data, index, jpegtables=self.page.jpegtables)
             if segment is None:
                 segment = np.zeros(size, self.dtype)
