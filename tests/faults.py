@@ -112,12 +112,13 @@ def commands(folder: Path) -> list[Command]:
     single, back = folder / "single.mci", folder / "back.png"
     options = ["--force", "--device", "cpu", "--model", str(model)]
     out = [Command("encode", ["encode", str(pictures[0]), str(single), *options], pictures[:1], [single])]
-    if not out[0].complete():
+    out.append(Command("encode --verify", [*out[0].arguments, "--verify"], pictures[:1], [single]))
+    if not (out[0].complete() and out[1].complete()):
         raise RuntimeError("encoding fails")
     kept = folder / "kept.mci"
     kept.write_bytes(single.read_bytes())
     out.append(Command("decode", ["decode", str(kept), str(back), *options], [kept], [back]))
-    if not out[1].complete():
+    if not out[2].complete():
         raise RuntimeError("decoding fails")
     arguments = ["encode", str(pictures[0].parent), str(coded[0].parent), *options]
     many = Command("encode a folder", arguments, pictures, coded)

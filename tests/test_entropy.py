@@ -490,6 +490,7 @@ def test_extension_checks_what_it_is_given() -> None:
         lambda: c.intervals(*t, OFFSET, SCALE, CODES, out[:7], out[:7]),
         lambda: c.intervals(*t, OFFSET, SCALE, CODES, out, out[:7]),
         lambda: c.intervals(*t, OFFSET, SCALE, CODES + np.int32(3), out, out),
+        lambda: c.intervals(*t, OFFSET, SCALE * 0, CODES + np.int32(1), out, out),  # skipped, yet not 0
         lambda: c.intervals(*t, OFFSET[..., ::2], SCALE[..., ::2], CODES, out, out),
         lambda: c.intervals(t[0], t[1], t[2] * 0, OFFSET, SCALE, CODES, out, out),
         lambda: c.intervals(t[0][:, :1].copy(), t[1], t[2], OFFSET, SCALE, CODES, out, out),

@@ -37,8 +37,8 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_killed(tmp_path: Path) -> None:
-    found = kill(12, 0, tmp_path)
-    assert len(found) >= 2
+    found = kill(15, 0, tmp_path)
+    assert len(found) == 5
     for name, counts in found.items():
         assert not any(counts[what] for what in BROKEN), (name, counts)
         assert counts["killed"] + counts["finished before"] >= 3
