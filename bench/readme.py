@@ -32,17 +32,26 @@ def _curve(curve: dict[str, Any]) -> list[str]:
     return _grid(["quality", "bits per pixel", *(m.label for m in metrics)], rows)
 
 
+def _between(found: dict[str, Any]) -> list[str]:
+    """Cells of a BD-rate and its interval."""
+    if "rate_percent" not in found:
+        return ["none", found["refused"]] if found else ["", ""]
+    low, high = found["psnr_interval"]
+    return [f"{found['rate_percent']:+.1f} %", f"{low:.1f} to {high:.1f}"]
+
+
+def _published(deltas: dict[str, Any]) -> list[str]:
+    """How SUBJECT compares with published curves."""
+    rows = [[name, *_between(found[SUBJECT])] for name, found in deltas.items() if SUBJECT in found]
+    head = ["published curve (sources: `mcodec bench anchors`)", f"BD-rate of {SUBJECT} against it", "between, dB PSNR"]
+    return _grid(head, rows)
+
+
 def _beside(curves: dict[str, Any], deltas: dict[str, Any]) -> list[str]:
     """Every codec: how SUBJECT compares with it, speed and memory."""
     rows = []
     for name, curve in curves.items():
-        found = deltas.get(name, {}).get(SUBJECT, {})
-        bd = ["", ""]
-        if "rate_percent" in found:
-            low, high = found["psnr_interval"]
-            bd = [f"{found['rate_percent']:+.1f} %", f"{low:.1f} to {high:.1f}"]
-        elif found:
-            bd = ["none", found["refused"]]
+        bd = _between(deltas.get(name, {}).get(SUBJECT, {}))
         speed, memory = curve["speed"], curve["memory_mib"]
         cells = ["", ""] if speed is None else [f"{speed[f'{what}_mpx_s']:.2f}" for what in ("encode", "decode")]
         cells.append("" if memory is None else f"{memory['encode']:.0f} / {memory['decode']:.0f}")
@@ -64,6 +73,8 @@ def table(summary: dict[str, Any]) -> str:
             f"Speed at the quality nearest to {SPEED_BPP} bits per pixel, {run['threads']} threads of "
             f"{run['processor']}; peak memory (encode / decode) is that of a process that codes one picture."
         )
+    if SUBJECT in curves and summary.get("bd_psnr_published"):
+        lines += ["", *_published(summary["bd_psnr_published"]), ""]
     versions = ", ".join(f"{name} {release}" for name, release in run["versions"].items())
     lines.append(f"Measured {run['date'][:10]} at commit {run['commit'] or 'unknown'} with {versions}.")
     return "\n".join(lines)
@@ -71,11 +82,8 @@ def table(summary: dict[str, Any]) -> str:
 
 def section(summary: dict[str, Any]) -> str:
     """The README's section: the table, and how to make it again."""
-    where = "bench/results/kodak.json"
-    return (
-        f"Kodak, {table(summary)}\n\nMeasured by `mcodec bench rd --images KODAK --out runs/kodak --summary {where}`; "
-        f"written here by `mcodec bench readme`."
-    )
+    command = "mcodec bench rd --images KODAK --out runs/kodak --anchors kodak --summary bench/results/kodak.json"
+    return f"Kodak, {table(summary)}\n\nMeasured by `{command}`; written here by `mcodec bench readme`."
 
 
 def insert(readme: str, text: str) -> str:

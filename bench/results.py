@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mcodec.bench.anchors import KODAK, Published
 from mcodec.bench.bd import Curve, Delta, NotComparable, delta
 from mcodec.bench.metrics import METRICS
 from mcodec.bench.rd import ROWS
@@ -171,8 +173,11 @@ def compressai(results: Results, measured: Measured) -> dict[str, Any]:
     return {"name": measured.name, "description": described, "results": columns}
 
 
-def summary(results: Results) -> dict[str, Any]:
-    """All that is worth keeping of a run: machine, curves, rows per picture, deltas. Plain JSON."""
+def summary(results: Results, published: Sequence[Published] = ()) -> dict[str, Any]:
+    """All that is worth keeping of a run: machine, curves, rows per picture, deltas. Plain JSON.
+
+    Deltas against published curves only where the pictures are theirs, the 24 of Kodak.
+    """
     curves = {}
     for measured in results.codecs:
         memory = measured.memory
@@ -191,6 +196,7 @@ def summary(results: Results) -> dict[str, Any]:
         "left_out": results.left_out,
         "curves": curves,
         "bd_psnr": {m.name: _deltas(results, m.name) for m in results.codecs},
+        "bd_psnr_published": _published(results, published) if set(results.pictures) == KODAK else {},
     }
 
 
@@ -201,20 +207,35 @@ def _columns(rows: list[Row]) -> dict[str, list[float]]:
 
 def _deltas(results: Results, anchor: str) -> dict[str, Any]:
     """BD in PSNR of every other codec against one: the figures, or why there are none."""
-    found: dict[str, Any] = {}
-    for measured in results.codecs:
-        if measured.name == anchor:
-            continue
-        try:
-            d = results.delta("psnr", anchor, measured.name)
-            found[measured.name] = {
-                "rate_percent": round(d.rate, 2),
-                "psnr_db": None if math.isnan(d.quality) else round(d.quality, 3),
-                "psnr_interval": [round(v, 2) for v in d.quality_interval],
-            }
-        except NotComparable as error:
-            found[measured.name] = {"refused": str(error)}
-    return found
+    others = [m.name for m in results.codecs if m.name != anchor]
+    return {name: _figures(partial(results.delta, "psnr", anchor, name)) for name in others}
+
+
+def _published(results: Results, published: Sequence[Published]) -> dict[str, Any]:
+    """The same of every codec against published curves, with their sources."""
+    curves = {m.name: m.curve("psnr", results.pictures) for m in results.codecs}
+    return {
+        anchor.name: {"source": anchor.source}
+        | {
+            name: _figures(partial(delta, anchor.curves["psnr"], curve))
+            for name, curve in curves.items()
+            if curve is not None
+        }
+        for anchor in published
+        if "psnr" in anchor.curves
+    }
+
+
+def _figures(compare: Callable[[], Delta]) -> dict[str, Any]:
+    try:
+        d = compare()
+    except NotComparable as error:
+        return {"refused": str(error)}
+    return {
+        "rate_percent": round(d.rate, 2),
+        "psnr_db": None if math.isnan(d.quality) else round(d.quality, 3),
+        "psnr_interval": [round(v, 2) for v in d.quality_interval],
+    }
 
 
 def dumps(value: Any) -> str:

@@ -154,7 +154,7 @@ def _write(folder: Path, published: list[Published], summary: Path | None) -> No
     for path in report.write(found, published, folder):
         click.echo(path)
     if summary is not None:
-        write_bytes(summary, results.dumps(results.summary(found)).encode())
+        write_bytes(summary, results.dumps(results.summary(found, published)).encode())
         click.echo(summary)
     for name, reason in (found.run["skipped"] | found.left_out).items():
         click.echo(f"left out: {name}: {reason}", err=True)

@@ -13,7 +13,8 @@ import pytest
 from benchmarks import Steps, measure, photographs, planned
 from PIL import Image
 
-from mcodec.bench import anchors, report, results
+from mcodec.bench import anchors, readme, report, results
+from mcodec.bench.bd import delta
 
 pytest.importorskip("bjontegaard")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -93,6 +94,21 @@ def test_deltas_cross_over_on_the_published_pictures(folder: Path, monkeypatch: 
     monkeypatch.setattr("mcodec.bench.report.page.KODAK", {"a.png", "b.png"})
     page = report.render(results.load(folder), anchors.choose(anchors.load("kodak"), ["vtm"]))
     assert set(data(page)["deltas"]["psnr"]["steps"]) == {"coarse", "vtm (published)"}
+
+
+def test_committed_results_name_published_curves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their sources, and only where the pictures are theirs; the README's tables show the subject's."""
+    found, published = results.load(folder), anchors.choose(anchors.load("kodak"), ["vtm", "elic"])
+    assert results.summary(found, published)["bd_psnr_published"] == {}
+    monkeypatch.setattr("mcodec.bench.results.KODAK", {"a.png", "b.png"})
+    summary = results.summary(found, published)
+    deltas = summary["bd_psnr_published"]
+    assert set(deltas) == {"vtm", "elic"} and all("github" in entry["source"] for entry in deltas.values())
+    curve = next(m for m in found.codecs if m.name == "steps").curve("psnr", found.pictures)
+    expected = delta(published[0].curves["psnr"], curve)
+    assert deltas["vtm"]["steps"]["rate_percent"] == round(expected.rate, 2)
+    monkeypatch.setattr("mcodec.bench.readme.SUBJECT", "steps")
+    assert f"| vtm | {expected.rate:+.1f} % |" in readme.table(summary)
 
 
 def test_names_cannot_end_the_script(folder: Path) -> None:

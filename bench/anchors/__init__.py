@@ -18,9 +18,12 @@ from mcodec.errors import BenchError
 KODAK = frozenset(f"kodim{i:02d}.png" for i in range(1, 25))
 #: Shown of the shipped file unless others are asked for: classical codecs, and the ladder of learned ones.
 SELECTION = (
+    "jpeg",
+    "webp",
     "vtm",
     "bpg444",
     "av1",
+    "compressai-bmshj2018-hyperprior",
     "compressai-mbt2018-mean",
     "compressai-cheng2020-anchor",
     "elic",

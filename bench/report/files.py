@@ -14,7 +14,7 @@ from mcodec.files import write_bytes
 
 def write(results: Results, published: Sequence[Published], folder: Path) -> list[Path]:
     """Write report.html, results.json, table.md, rd-METRIC.png and compressai/CODEC.json; their paths."""
-    whole = summary(results)
+    whole = summary(results, published)
     texts = {
         "report.html": render(results, published),
         "results.json": dumps(whole),
