@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcodec.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Level = TypeVar("Level", float, "Tensor")
 
 #: Quality levels stored in a file (one byte). Users see 1..100.
 LEVELS = 256
@@ -85,9 +90,10 @@ class ModelConfig:
         """Images are padded to a multiple of the coarsest stride."""
         return self.stages[0].stride
 
-    def lam(self, level: int) -> float:
-        """Lagrangian weight of a quality level: geometric from lambda_min to lambda_max."""
-        return float(self.lambda_min * (self.lambda_max / self.lambda_min) ** (level / (LEVELS - 1)))
+    def lam(self, level: Level) -> Level:
+        """Lagrangian weight of quality levels, a number or a float tensor: geometric from lambda_min to lambda_max."""
+        weight: Level = self.lambda_min * (self.lambda_max / self.lambda_min) ** (level / (LEVELS - 1))
+        return weight
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from mcodec.model.cascade import Cascade
-from mcodec.model.config import LEVELS
 from mcodec.model.prior import noisy_bits
 from mcodec.model.walk import ContextState, Seams, SynthesisState
 
@@ -80,7 +79,7 @@ class Search:
         self._shown = shown
         self._grey = torch.tensor(grey, device=x.device)[:, None, None, None]
         #: bits per squared error of a sample
-        self._weight = lam(model, level)[:, None, None, None] * 255**2 / 3
+        self._weight = model.config.lam(level)[:, None, None, None] * 255**2 / 3
 
     def latents(self, codes: Sequence[Tensor], steps: int) -> dict[int, Tensor]:
         """Better latents of the free stages, `[B, M * d, h, w]` in steps, from the codes of all, `[B, M, h, w]`."""
@@ -165,10 +164,3 @@ class Search:
         weight = self._weight / self._shown.mean((2, 3), keepdim=True)
         # channels without effect would take endless steps
         return [weight * m.maximum(0.1 * m.mean(1, keepdim=True)).clamp(min=1e-12) for m in means]
-
-
-def lam(model: Cascade, level: Tensor) -> Tensor:
-    """lambda of levels `[B]`, as in `ModelConfig.lam`."""
-    config = model.config
-    ratio: float = config.lambda_max / config.lambda_min
-    return config.lambda_min * ratio ** (level / (LEVELS - 1))

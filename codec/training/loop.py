@@ -144,8 +144,7 @@ class Trainer:
         """(loss, squared error per picture)."""
         pixels = x.shape[2] * x.shape[3]
         config = self.model.config
-        ratio = config.lambda_max / config.lambda_min
-        lam = config.lambda_min * ratio ** (level.float() / (LEVELS - 1))
+        lam = config.lam(level.float())
         error = (out.picture - x).square().mean((1, 2, 3))
         loss = lam * 255**2 * error
         if not self.gumbel:
