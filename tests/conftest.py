@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ if not torch.cuda.is_available():
 
 from tiny import TINY, lively
 
+from mcodec import weights
 from mcodec.api import Codec
 from mcodec.kernels import backend
 from mcodec.model import Cascade
@@ -71,6 +73,14 @@ settings.load_profile("untimed")
 def tiny() -> Codec:
     """A codec with the tiny random model."""
     return Codec(lively(TINY), b"tinytiny")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny random model as a file of weights."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    weights.save(lively(TINY), path, {})
+    return path
 
 
 @pytest.fixture(scope="session")

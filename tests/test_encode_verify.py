@@ -27,13 +27,6 @@ Make = Callable[..., NDArray[np.uint8]]
 Damage = Callable[[bytes], bytes]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    weights.save(lively(TINY), path, {})
-    return path
-
-
 @pytest.fixture
 def source(tmp_path: Path, picture: Make) -> Path:
     path = tmp_path / "in.png"

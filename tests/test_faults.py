@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from faults import BROKEN, child, finished, kill
 from PIL import Image
-from tiny import TINY, lively
 
 from mcodec import files, weights
 from mcodec.api import Codec
@@ -20,13 +19,6 @@ from mcodec.cli import main as entry
 
 # Forking after torch has started its threads is what a test may do and a program should not.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    weights.save(lively(TINY), path, {})
-    return path
 
 
 @pytest.fixture

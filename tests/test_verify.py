@@ -8,18 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import TINY, lively
 
 from mcodec import weights
 from mcodec.api import Codec
 from mcodec.cli import main as entry
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.safetensors"
-    weights.save(lively(TINY), path, {})
-    return path
 
 
 @pytest.fixture
