@@ -42,7 +42,7 @@ class _Requantize(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         (outside,) = ctx.saved_tensors
         # a gradient step goes against grad: outside the range keep only what leads back into it
-        return grad.masked_fill(outside * grad < 0, 0) * 2.0**-ctx.shift, None, None, None
+        return torch.where(outside * grad < 0, 0.0, grad * 2.0**-ctx.shift), None, None, None
 
 
 class IntegerLayer(nn.Module):
@@ -166,4 +166,4 @@ class StageContext(nn.Module):
 
 def upsample(u: Tensor) -> Tensor:
     """Nearest neighbour, factor 2 (exact)."""
-    return u.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+    return u.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1).contiguous(memory_format=torch.channels_last)
