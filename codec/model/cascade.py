@@ -26,6 +26,7 @@ from mcodec.model.context import StageContext
 from mcodec.model.layers import (
     ANCHORS,
     Blocks,
+    Body,
     Exact1x1,
     Pointwise,
     Spatial,
@@ -75,8 +76,12 @@ class Stage(nn.Module):
         self.stride, self.mixture = stage.stride, config.prior == "mixture"
         self.posterior = Exact1x1(channels, stage.width)
         self.predict = Exact1x1(channels, stage.width)  # h(s)
-        self.correct = nn.Sequential(
-            Pointwise(2 * channels, MIXED), Spatial(MIXED), nn.ReLU(), Pointwise(MIXED, stage.width, zero=True)
+        self.correct = Body(
+            2 * channels,
+            Pointwise(2 * channels, MIXED),
+            Spatial(MIXED),
+            nn.ReLU(),
+            Pointwise(MIXED, stage.width, zero=True),
         )
         self.codebooks = Codebooks(config, stage)
         self.out = Exact1x1(stage.width, channels)

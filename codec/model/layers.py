@@ -70,10 +70,50 @@ class Spatial(nn.Conv2d):
             self.weight.mul_(0.5)[:, 0, 1, 1] += 1
 
 
-class Block(nn.Module):
-    """x + body(scale(q) * x + shift(q)); starts as the identity."""
+class Body(nn.Sequential):
+    """Layers that read channels of size `reads` and write in units of `writes`.
 
-    def __init__(self, channels: int, body: nn.Sequential) -> None:
+    Pixels and coefficients are far below 1: an optimizer's step of a bias is as large as what the bias is added to,
+    so that most ReLUs end up closed for good, and the few large channels drown the others. Sizes are set when
+    training starts (`mcodec.training.units`) and folded into the layers for a release.
+    """
+
+    reads: Tensor
+    writes: Tensor
+
+    def __init__(self, cin: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.register_buffer("reads", torch.ones(cin))
+        self.register_buffer("writes", torch.ones(()))
+
+    def forward(self, x: Tensor, scale: Tensor | float = 0.0, shift: Tensor | None = None) -> Tensor:
+        factor = (1 + scale) / self.reads[:, None, None]
+        y = x * factor if shift is None else torch.addcmul(shift, x, factor)
+        for layer in self:
+            y = layer(y)
+        return y * self.writes
+
+    @torch.no_grad()
+    def resize(self, reads: Tensor, writes: float) -> None:
+        """Other sizes for the same function."""
+        for layer in self:
+            if isinstance(layer, Spatial):  # hands each channel on as it is
+                assert layer.bias is not None
+                layer.bias.mul_(self.reads / reads)
+            else:
+                weight: Tensor = layer.weight  # type: ignore[assignment]
+                weight.mul_((reads / self.reads).reshape(-1, *[1] * (weight.dim() - 2)))
+                break
+        for parameter in self[-1].parameters():
+            parameter.mul_(self.writes / writes)
+        self.reads.copy_(reads)
+        self.writes.fill_(writes)
+
+
+class Block(nn.Module):
+    """x + body(x, scale(q), shift(q)); starts as the identity."""
+
+    def __init__(self, channels: int, body: Body) -> None:
         super().__init__()
         self.film = nn.Parameter(torch.zeros(ANCHORS, 2 * channels))
         self.body = body
@@ -83,21 +123,34 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = interpolate(self.film, level)[:, :, None, None].chunk(2, dim=1)
-        out: Tensor = x + self.body(torch.addcmul(x + shift, x, scale))
+        out: Tensor = x + self.body(x, scale, shift)
         return out
 
+    @torch.no_grad()
+    def resize(self, reads: Tensor, writes: float) -> None:
+        """Other sizes (see Body) for the same function."""
+        self.film[:, len(reads) :] *= self.body.reads / reads
+        self.body.resize(reads, writes)
 
-def _dense(channels: int) -> nn.Sequential:
+
+def _dense(channels: int) -> Body:
     """Two 3x3 convolutions: 18 C^2 multiplications per position."""
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+    return Body(
+        channels,
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
     )
 
 
-def _separable(channels: int) -> nn.Sequential:
+def _separable(channels: int) -> Body:
     """Depthwise 3x3, then two pointwise layers with twice the width between: 4 C^2 + 9 C multiplications."""
-    return nn.Sequential(
-        Spatial(channels), Pointwise(channels, 2 * channels), nn.ReLU(), Pointwise(2 * channels, channels)
+    return Body(
+        channels,
+        Spatial(channels),
+        Pointwise(channels, 2 * channels),
+        nn.ReLU(),
+        Pointwise(2 * channels, channels),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from mcodec import __version__, weights
 from mcodec.errors import TrainingError
 from mcodec.model import Cascade, ModelConfig
+from mcodec.training import units
 
 LIMITS = (
     "RGB photographs of 8 bits per channel; trained for mean squared error on a small set of pictures. "
@@ -29,6 +30,7 @@ def load_average(checkpoint: Path) -> tuple[Cascade, dict[str, Any]]:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(state["average"][name])
+    units.fold(model)
     return model.eval(), state
 
 

@@ -22,6 +22,7 @@ from mcodec.model.config import LEVELS
 from mcodec.model.context import QualityTable
 from mcodec.model.layers import Pointwise
 from mcodec.model.quantizer import Codebooks
+from mcodec.training import units
 from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, load_pictures, validation_batch
 
@@ -166,7 +167,7 @@ class Trainer:
                 group["lr"] = factor * group["base"]
         x, level = self.crops.next().to(memory_format=torch.channels_last), self._levels(config.batch)
         mode = "hard" if phase == "frozen" else phase
-        if self.step == 0 and not self.gumbel and not config.init:
+        if self.step == 0:
             self._calibrate(mode)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             out = self.model(x, level, mode, assign=self._hard_codes if self._coded else None)
@@ -213,10 +214,22 @@ class Trainer:
 
     @torch.no_grad()
     def _calibrate(self, mode: str) -> None:
-        """Fit the gains to the codebooks' radius on pictures of their own, the same in every process."""
+        """Fit unit sizes, and a fresh model's gains, to pictures of their own, the same in every process."""
         config, device = self.config, self.device
         crops = Crops(self.crops.pictures, config.crop, CALIBRATION_CROPS, config.seed, device).next()
-        self.model(crops, torch.full((len(crops),), LEVELS - 1.0, device=device), mode, calibrate=True)
+        crops = crops.to(memory_format=torch.channels_last)
+
+        def run() -> None:
+            for level in VALIDATION_LEVELS:
+                for part in crops.split(8):
+                    self.model(part, torch.full((len(part),), level, device=device), mode)
+
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            if not self.gumbel and not config.init:
+                self.model(crops, torch.full((len(crops),), LEVELS - 1.0, device=device), mode, calibrate=True)
+            units.normalize(self.model, run, keep=bool(config.init))
+        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
 
     def _reduce(self) -> None:
         if self.world == 1:
@@ -262,12 +275,14 @@ class Trainer:
                 mse = (out.picture.clamp(-0.5, 0.5) - part).square().mean((1, 2, 3))
                 error += float((-10 * mse.log10()).sum())
             rows.append({"level": level, "bpp": bits / x[:, 0].numel(), "psnr": error / len(x)})
+        part, middle = x[:4], torch.full((len(x[:4]),), VALIDATION_LEVELS[2], device=self.device)
+        dead = units.dead(self.model, lambda: self.model(part, middle, mode))
         self._assign(current)
         torch.set_rng_state(state)
         score = sum(
             math.log2(r["bpp"] + 1e-9) - (r["psnr"] - 32) / 6.02 * 2 for r in rows
         ) / len(rows)  # falls by 1 when the rate halves at equal PSNR, roughly
-        return {"step": self.step, "validation": rows, "score": score}
+        return {"step": self.step, "validation": rows, "score": score, "dead": dead}
 
     @torch.no_grad()
     def _assign(self, values: dict[str, Tensor]) -> None:

@@ -1,0 +1,116 @@
+"""Sizes of what residual bodies read and write: with them, weights and biases are of the size optimizers expect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mcodec.model import Cascade
+from mcodec.model.layers import Block, Body, Pointwise
+
+#: Smallest size of a channel relative to the mean of its feature; what is always zero must not be blown up.
+SMALLEST = 0.05
+#: What a body writes is in units of five grey levels: all channels alike, as errors in all of them count alike.
+WRITES = 0.02
+#: A hidden unit that is open for a smaller share of the positions is dead.
+OPEN = 3e-3
+
+#: Runs the model forward on typical pictures at several qualities.
+Run = Callable[[], object]
+
+
+def _bodies(model: Cascade) -> list[Body]:
+    return [module for module in model.modules() if isinstance(module, Body)]
+
+
+def _gates(bodies: list[Body]) -> list[nn.Module]:
+    return [next(layer for layer in body if isinstance(layer, nn.ReLU)) for body in bodies]
+
+
+@torch.no_grad()
+def _observed(modules: list[nn.Module], run: Run, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Mean of `measure` over all inputs that the modules see while `run` runs."""
+    seen: list[list[Tensor]] = [[] for _ in modules]
+
+    def hook(place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, inputs: seen[place].append(measure(inputs[0].float()))
+
+    handles = [module.register_forward_pre_hook(hook(place)) for place, module in enumerate(modules)]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [torch.stack(values).mean(0) for values in seen]
+
+
+def _power(x: Tensor) -> Tensor:
+    return x.square().mean((0, 2, 3))
+
+
+def _open(x: Tensor) -> Tensor:
+    return (x > 0).float().mean((0, 2, 3))
+
+
+def dead(model: Cascade, run: Run) -> float:
+    """Share of hidden units in all bodies that hardly ever open."""
+    shares = _observed(_gates(_bodies(model)), run, _open)
+    return float((torch.cat(shares) < OPEN).float().mean())
+
+
+@torch.no_grad()
+def normalize(model: Cascade, run: Run, keep: bool) -> int:
+    """Set the sizes from what the bodies see; returns how many hidden units were opened again.
+
+    keep: leave the function as it is (a trained model) and give dead hidden units new weights, which do not show in
+    the output at first. Otherwise (a fresh model, whose bodies return zero) layers keep their weights as drawn.
+    """
+    bodies = _bodies(model)
+    powers = _observed(list(bodies), run, _power)
+    hidden = zip(*(_observed(_gates(bodies), run, measure) for measure in (_power, _open)), strict=True)
+    owners: dict[int, Block | Body] = {id(m.body): m for m in model.modules() if isinstance(m, Block)}
+    opened = 0
+    for body, power, (inner, share) in zip(bodies, powers, hidden, strict=True):
+        size = power.sqrt()
+        size = size.clamp(min=max(SMALLEST * float(size.mean()), 1e-6))
+        if not keep:
+            body.reads.copy_(size)
+            body.writes.fill_(WRITES)
+            continue
+        owners.get(id(body), body).resize(size, WRITES)
+        opened += _revive(body, inner.sqrt().clamp(min=1e-6), share < OPEN)
+    return opened
+
+
+def _revive(body: Body, size: Tensor, closed: Tensor) -> int:
+    """Hidden units of a body with pointwise layers: new weights for the closed ones, the others to unit size."""
+    layers = list(body)
+    gate = next(place for place, layer in enumerate(layers) if isinstance(layer, nn.ReLU))
+    before, after = layers[gate - 1], layers[gate + 1]
+    first = next(layer for layer in layers if isinstance(layer, Pointwise | nn.Conv2d) and layer.weight.shape[1] > 1)
+    if not isinstance(first, Pointwise) or not isinstance(after, Pointwise):
+        return 0
+    size = torch.where(closed, 1.0, size)
+    first.weight.div_(size[:, None])
+    for layer in {id(layer): layer for layer in (first, before)}.values():
+        bias = layer.bias
+        assert isinstance(bias, Tensor)
+        bias /= size
+        bias[closed] = 0
+    after.weight.mul_(size)
+    fresh = torch.randn_like(first.weight) * first.weight.shape[1] ** -0.5
+    first.weight[closed] = fresh[closed]
+    after.weight[:, closed] = 0
+    return int(closed.sum())
+
+
+@torch.no_grad()
+def fold(model: Cascade) -> None:
+    """Sizes into the layers, as released models have them."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.resize(torch.ones_like(module.body.reads), 1.0)
+    for body in _bodies(model):
+        body.resize(torch.ones_like(body.reads), 1.0)

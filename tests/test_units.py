@@ -1,0 +1,77 @@
+"""Sizes of what residual bodies read and write: they change how a model trains, never what it computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import TINY, lively
+from torch import Tensor
+
+from mcodec.model import Cascade
+from mcodec.model.layers import Block, Body
+from mcodec.training import units
+
+
+def picture() -> Tensor:
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) - 0.5
+
+
+def outputs(model: Cascade) -> list[Tensor]:
+    """What all blocks and corrections of the model return in one run, and the picture."""
+    seen: list[Tensor] = []
+    watched = [m for n, m in model.named_modules() if isinstance(m, Block) or n.endswith(".correct")]
+    handles = [m.register_forward_hook(lambda _, inputs, output: seen.append(output)) for m in watched]
+    with torch.no_grad():
+        seen.append(model(picture(), torch.tensor([20.0, 200.0]), "noise").picture)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def run(model: Cascade) -> units.Run:
+    return lambda: model(picture(), torch.tensor([20.0, 200.0]), "noise")
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Cascade:
+    monkeypatch.setattr(units, "OPEN", 1e-9)  # on a small picture every unit that opens counts
+    model = lively(TINY)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Body):
+                next(p for n, p in module.named_parameters() if n == "1.bias")[::2] = -100.0  # closed for good
+    return model
+
+
+def test_dead_units_open_again_and_the_function_stays(trained: Cascade) -> None:
+    before, closed = outputs(trained), units.dead(trained, run(trained))
+    assert closed > 0.4
+    assert units.normalize(trained, run(trained), keep=True) > 0
+    assert units.dead(trained, run(trained)) < closed / 4
+    for a, b in zip(before, outputs(trained), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    sizes = [m.reads for m in trained.modules() if isinstance(m, Body)]
+    assert any(not torch.allclose(size, torch.ones_like(size)) for size in sizes)
+
+
+def test_a_release_has_no_sizes_and_the_same_function(trained: Cascade) -> None:
+    units.normalize(trained, run(trained), keep=True)
+    before = outputs(trained)
+    units.fold(trained)
+    assert all(bool((m.reads == 1).all()) and m.writes == 1 for m in trained.modules() if isinstance(m, Body))
+    for a, b in zip(before, outputs(trained), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fresh_model_reads_unit_size() -> None:
+    torch.manual_seed(0)
+    model = Cascade(TINY)
+    weights = {k: v.clone() for k, v in model.named_parameters()}
+    assert units.normalize(model, run(model), keep=False) == 0
+    for name, value in model.named_parameters():
+        assert torch.equal(value, weights[name]), name
+    seen: list[Tensor] = []
+    body = next(m for m in model.modules() if isinstance(m, Body))
+    body[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    run(model)()
+    assert float(seen[0].detach().square().mean().sqrt()) == pytest.approx(1, abs=0.3)
