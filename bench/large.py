@@ -6,7 +6,7 @@ The picture is photographs side by side (`--image`, mirrored so that they join) 
 command runs in a process of its own; peak memory is its maximum resident set (Linux: VmHWM). PPM (the default) and
 TIFF are read and written in parts, of other formats (`--format png`) the picture is held. Seam energy is the squared
 error in the two pixels on either side of the tiles' borders, beside that along the other lines of the coarsest stage's
-grid.
+grid, and beside that of the same pixels where the surroundings of a crossing of borders are coded as one tile.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import mcodec
+from mcodec import Codec
 from mcodec.bench.memory import MIB
 
 REGION = 512
+#: Of the crossings of tiles' borders on the diagonal, so many are also coded without the borders.
+CROSSINGS = 4
 
 
 def picture(width: int, height: int, image: Path | None) -> NDArray[np.uint8]:
@@ -70,6 +74,25 @@ def seams(original: NDArray[np.uint8], decoded: NDArray[np.uint8], side: int) ->
     }
 
 
+def crossings(
+    original: NDArray[np.uint8], decoded: NDArray[np.uint8], side: int, codec: Codec, quality: float
+) -> dict[str, float]:
+    """Mean squared error beside borders near some of their crossings: in the picture, and of the same pixels where
+    the square around the crossing, as large as a tile, is coded alone and so without a border."""
+    height, width = original.shape[:2]
+    places = list(zip(range(side, height - side // 2, side), range(side, width - side // 2, side), strict=False))
+    half, errors = side // 2, []
+    for y, x in places[:CROSSINGS]:
+        square = slice(y - half, y + half), slice(x - half, x + half)
+        alone = codec.decode_array(codec.encode(original[square], quality))
+        for picture in (decoded[square], alone):
+            error = np.square(original[square].astype(np.float32) - picture).mean(2)
+            errors.append(float((error[half - 2 : half + 2].mean() + error[:, half - 2 : half + 2].mean()) / 2))
+    if not errors:
+        return {}
+    return {"mse_near_crossings": float(np.mean(errors[::2])), "mse_there_in_one_tile": float(np.mean(errors[1::2]))}
+
+
 @click.command()
 @click.option("--width", default=12000, show_default=True)
 @click.option("--height", default=9000, show_default=True)
@@ -100,7 +123,9 @@ def main(
     fields = describe(coded.read_bytes())
     results |= {key: fields[key] for key in ("bytes", "bpp", "tiles", "tile_side")}
     with Image.open(copy) as decoded:
-        results |= seams(original, np.asarray(decoded), fields["tile_side"])
+        pixels = np.asarray(decoded)
+    results |= seams(original, pixels, fields["tile_side"])
+    results |= crossings(original, pixels, fields["tile_side"], mcodec.load(model, "cpu"), float(quality))
     click.echo(json.dumps(results, indent=1))
 
 
