@@ -8,7 +8,7 @@ from tiny import TINY, lively
 from torch import Tensor
 
 from mcodec.model import Cascade
-from mcodec.model.layers import Block, Body
+from mcodec.model.layers import LEAK, Block, Body, Gate
 from mcodec.training import units
 
 
@@ -75,3 +75,11 @@ def test_a_fresh_model_reads_unit_size() -> None:
     body[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     run(model)()
     assert float(seen[0].detach().square().mean().sqrt()) == pytest.approx(1, abs=0.3)
+
+
+def test_a_gate_is_a_relu_that_can_open_again() -> None:
+    x = torch.tensor([-2.0, -0.5, 0.5, 3.0], requires_grad=True)
+    Gate()(x).backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert x.grad is not None
+    torch.testing.assert_close(Gate()(x), x.clamp(min=0))
+    torch.testing.assert_close(x.grad, torch.tensor([LEAK, 2 * LEAK, 3.0, 4.0]))

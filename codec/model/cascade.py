@@ -28,6 +28,7 @@ from mcodec.model.layers import (
     Blocks,
     Body,
     Exact1x1,
+    Gate,
     Pointwise,
     Spatial,
     interpolate,
@@ -80,7 +81,7 @@ class Stage(nn.Module):
             2 * channels,
             Pointwise(2 * channels, MIXED),
             Spatial(MIXED),
-            nn.ReLU(),
+            Gate(),
             Pointwise(MIXED, stage.width, zero=True),
         )
         self.codebooks = Codebooks(config, stage)

@@ -70,6 +70,36 @@ class Spatial(nn.Conv2d):
             self.weight.mul_(0.5)[:, 0, 1, 1] += 1
 
 
+#: Share of the gradient that a closed position of a gate passes on.
+LEAK = 0.05
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        out = F.relu(x)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        (out,) = ctx.saved_tensors
+        return torch.ops.aten.leaky_relu_backward(grad, out, LEAK, True)  # type: ignore[no-any-return]
+
+
+class Gate(nn.ReLU):
+    """ReLU; in training, closed positions pass a small share of the gradient.
+
+    Noisy steps close units (a closed one adds no noise), and without a gradient none opens again.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        out: Tensor = _Gate.apply(x)  # type: ignore[no-untyped-call]
+        return out
+
+
 class Body(nn.Sequential):
     """Layers that read channels of size `reads` and write in units of `writes`.
 
@@ -138,7 +168,7 @@ def _dense(channels: int) -> Body:
     return Body(
         channels,
         nn.Conv2d(channels, channels, 3, padding=1),
-        nn.ReLU(),
+        Gate(),
         nn.Conv2d(channels, channels, 3, padding=1),
     )
 
@@ -149,7 +179,7 @@ def _separable(channels: int) -> Body:
         channels,
         Spatial(channels),
         Pointwise(channels, 2 * channels),
-        nn.ReLU(),
+        Gate(),
         Pointwise(2 * channels, channels),
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mcodec.model import Cascade
-from mcodec.model.layers import Block, Body, Pointwise
+from mcodec.model.layers import Block, Body, Gate, Pointwise
 
 #: Smallest size of a channel relative to the mean of its feature; what is always zero must not be blown up.
 SMALLEST = 0.05
@@ -26,7 +26,7 @@ def _bodies(model: Cascade) -> list[Body]:
 
 
 def _gates(bodies: list[Body]) -> list[nn.Module]:
-    return [next(layer for layer in body if isinstance(layer, nn.ReLU)) for body in bodies]
+    return [next(layer for layer in body if isinstance(layer, Gate)) for body in bodies]
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def normalize(model: Cascade, run: Run, keep: bool) -> int:
 def _revive(body: Body, size: Tensor, closed: Tensor) -> int:
     """Hidden units of a body with pointwise layers: new weights for the closed ones, the others to unit size."""
     layers = list(body)
-    gate = next(place for place, layer in enumerate(layers) if isinstance(layer, nn.ReLU))
+    gate = next(place for place, layer in enumerate(layers) if isinstance(layer, Gate))
     before, after = layers[gate - 1], layers[gate + 1]
     first = next(layer for layer in layers if isinstance(layer, Pointwise | nn.Conv2d) and layer.weight.shape[1] > 1)
     if not isinstance(first, Pointwise) or not isinstance(after, Pointwise):
