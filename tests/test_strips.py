@@ -13,9 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from mcodec import decoding
 from mcodec.api import Codec
 from mcodec.cli import main as entry
 from mcodec.container import Kind
+from mcodec.engine import Engine
 from mcodec.errors import CorruptStream, ImageError
 from mcodec.image import Metadata, Raster, Strips, read_raster, save, write_image
 from mcodec.image import strips as parts
@@ -255,13 +257,13 @@ def test_decoding_in_bands(
     data = tiled.encode(array, 60)
     full = tiled.decode_array(data, stages)
     read = []
-    decode = Codec._decode
+    inner = decoding.read_tiles
 
-    def spy(self: Codec, streams: list[bytes], *arguments: Any) -> Any:
+    def spy(engine: Engine, streams: list[bytes], *arguments: Any) -> Any:
         read.extend(streams)
-        return decode(self, streams, *arguments)
+        return inner(engine, streams, *arguments)
 
-    monkeypatch.setattr(Codec, "_decode", spy)
+    monkeypatch.setattr(decoding, "read_tiles", spy)
     samples = tiled.decode_raster(data, stages, lazy=True).samples
     assert isinstance(samples, Strips) and samples.shape == full.shape and not read
     held = []

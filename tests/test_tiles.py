@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from settings import SETTINGS, setting
 from tiny import TINY, lively
 
-from mcodec import container
+from mcodec import container, decoding
 from mcodec.api import Codec
 from mcodec.bench.metrics import psnr
+from mcodec.engine import Engine
 from mcodec.errors import CorruptStream
 from mcodec.image import Raster
 from mcodec.model.window import Box, window
@@ -32,8 +33,8 @@ def tiled(tiny: Codec) -> Iterator[Codec]:
 def whole(codec: Codec, data: bytes, stages: int | None = None) -> NDArray[np.float32]:
     """The picture of a tiled file, synthesized in one piece: what windows must agree with."""
     header = container.unpack(data).header
-    height, width = codec._padded(header.height, header.width)
     codes = [stage[None].int() for stage in codec.codes(data)][:stages]
+    height, width = (codec.model.config.stages[0].stride * side for side in codes[0].shape[2:])
     level = torch.tensor([float(header.level)])
     with torch.no_grad():
         picture = codec.model.synthesis(codec.model.synthesize(codes, height, width, level), level)
@@ -123,13 +124,13 @@ def test_regions(tiled: Codec, picture: Make, tile: int) -> None:
 def test_a_region_reads_few_tiles(tiled: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiled.encode(picture(64 * 9, 64 * 9), 30)
     read: list[int] = []
-    inner = Codec._decode
+    inner = decoding.read_tiles
 
-    def spy(self: Codec, streams: list[bytes], *arguments: object) -> object:
+    def spy(engine: Engine, streams: list[bytes], *arguments: object) -> object:
         read.extend([arguments[3]] * len(streams))  # type: ignore[list-item]
-        return inner(self, streams, *arguments)  # type: ignore[arg-type]
+        return inner(engine, streams, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Codec, "_decode", spy)
+    monkeypatch.setattr(decoding, "read_tiles", spy)
     tiled.decode(data, region=(64 * 4, 64 * 4, 64, 64))
     assert len(read) < 81 and read.count(4) <= 9  # those far off give their coarse stages only
 

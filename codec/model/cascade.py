@@ -300,7 +300,8 @@ class Cascade(nn.Module):
         positions = flat.shape[2]
         if torch.is_grad_enabled() and positions * RATED >= 1:
             rated = torch.randperm(positions, device=flat.device)[: round(positions * RATED)]
-        log_p, skip = self._log_mixture(book, offset, scale, rated)
+        if codes is not None or torch.is_grad_enabled():  # otherwise the rate is that of the choice above
+            log_p, skip = self._log_mixture(book, offset, scale, rated)
         chosen = flat if rated is None else flat[..., rated]
         nats = -log_p.expand(*chosen.shape, -1).gather(3, chosen[..., None])[..., 0].masked_fill(skip, 0)
         bits = nats.sum((1, 2)) * (positions / chosen.shape[2] / math.log(2))

@@ -1,0 +1,255 @@
+"""Files to samples: reading the codes of tiles, and making the picture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mcodec import entropy, tiles
+from mcodec.container import Container, Header
+from mcodec.engine import Engine
+from mcodec.errors import CorruptStream
+from mcodec.image import Samples, Strips, from_tensor
+from mcodec.model.window import Box, window
+
+
+def wanted(header: Header, region: tuple[int, int, int, int] | None) -> Box:
+    """The part of a picture that is wanted; ValueError where it is none."""
+    if region is None:
+        return Box(0, 0, header.height, header.width)
+    x, y, width, height = region
+    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > header.width or y + height > header.height:
+        raise ValueError(
+            f"region {x},{y},{width},{height} is not within the picture of {header.width}x{header.height}"
+        )
+    return Box(y, x, y + height, x + width)
+
+
+def read_codes(
+    engine: Engine,
+    files: list[Container],
+    stages: int | None = None,
+    regions: list[Box] | None = None,
+    partial: bool = False,
+    row: int | None = None,
+) -> list[list[Tensor]]:
+    """Codes of whole pictures, `[M, H/r, W/r]` per stage; of tiles that `regions` do not need, zeros.
+
+    row: of this row of tiles alone.
+    """
+    held = [file.streams() for file in files]
+    total = len(engine.model.stages)
+    canvases: list[list[Tensor]] = [[] for _ in files]
+    jobs: list[tuple[int, int, Box, int]] = []  # file, tile, its place, stages to read
+    for i, file in enumerate(files):
+        count = total if stages is None else stages
+        header, sizes = file.header, held[i].sizes
+        if sizes is not None:
+            if len(sizes) != total:
+                raise CorruptStream(f"{len(sizes)} stages are coded, but the weights have {total}")
+            count = min(count, len(held[i].pieces[0]))
+            if count == 0:
+                raise CorruptStream("the file ends before its first stage does")
+        height, width = engine.padded(header.height, header.width)
+        part = None if regions is None else window(engine.model, regions[i], height, width)
+        begin, end = (0, height) if row is None else (row * header.tile, min((row + 1) * header.tile, height))
+        for tile, (left, top, right, bottom) in enumerate(tiles.grid(header.width, header.height, header.tile)):
+            if not begin <= top < end:
+                continue
+            tall, wide = engine.padded(bottom - top, right - left)
+            box = Box(top - begin, left, top - begin + tall, left + wide)
+            needed = [index + 1 for index in range(count) if part is None or _meet(engine, box, index, part.around)]
+            if needed:
+                jobs.append((i, tile, box, max(needed)))
+        if header.tiles > 1:
+            canvases[i] = blank_codes(engine, end - begin, header.width, count)
+
+    def work(members: list[int]) -> None:
+        group = [jobs[i] for i in members]
+        _, _, box, count = group[0]
+        codes, _ = read_tiles(
+            engine,
+            [held[i].stream(tile, count) for i, tile, _, _ in group],
+            box.bottom - box.top,
+            box.right - box.left,
+            [files[i].header.level for i, _, _, _ in group],
+            count,
+            partial,
+        )
+        for item, (i, _, place, _) in enumerate(group):
+            if files[i].header.tiles == 1:
+                canvases[i] = [stage[item] for stage in codes]
+                continue
+            place_codes(engine, canvases[i], place, codes, item)
+
+    sizes_of = [(box.bottom - box.top, box.right - box.left) for _, _, box, _ in jobs]
+    # of a partial file each tile may end elsewhere
+    keys = [(size, count, i if partial else 0) for size, (i, _, _, count) in zip(sizes_of, jobs, strict=True)]
+    engine.each(work, engine.batches(keys, sizes_of))
+    return canvases
+
+
+def blank_codes(engine: Engine, height: int, width: int, stages: int | None = None) -> list[Tensor]:
+    """Codes of a whole picture to be filled in, zeros `[M, H/r, W/r]` per stage."""
+    height, width = engine.padded(height, width)
+    # 16 bits hold any code and are half of what a large picture would take otherwise
+    return [
+        torch.zeros(s.groups, height // s.stride, width // s.stride, dtype=torch.int16)
+        for s in engine.model.config.stages[:stages]
+    ]
+
+
+def place_codes(engine: Engine, canvas: list[Tensor], box: Box, codes: list[Tensor], item: int) -> None:
+    """Puts the codes of an item of a batch of tiles where they belong; in the stages that both have."""
+    for config, stage, whole in zip(engine.model.config.stages, codes, canvas, strict=False):
+        top, left, bottom, right = box.coarser(config.stride)
+        whole[:, top:bottom, left:right] = stage[item]
+
+
+def _meet(engine: Engine, tile: Box, index: int, around: Sequence[Box]) -> bool:
+    """Whether a stage of a region needs anything of a tile (pixels)."""
+    top, left, bottom, right = tile.coarser(engine.model.config.stages[index].stride)
+    box = around[index]
+    return top < box.bottom and box.top < bottom and left < box.right and box.left < right
+
+
+def read_tiles(
+    engine: Engine,
+    streams: list[bytes],
+    height: int,
+    width: int,
+    levels: list[int],
+    count: int | None = None,
+    partial: bool = False,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Tiles of one padded size: per stage the codes, `[B, M, h, w]`, and how many words are read at its end, `[B]`.
+
+    count: how many stages to read. partial: as many of them as are whole.
+    """
+    decoder = entropy.batch_decoder(streams, engine.device, truncated=partial)
+    kept: list[Tensor] = []
+    words: list[Tensor] = []
+
+    def read(index: int, offset: Tensor | None, scale: Tensor | None) -> Tensor:
+        stage = engine.model.config.stages[index]
+        grid = (height // stage.stride, width // stage.stride)
+        shape = (stage.groups, grid[0] * grid[1])
+        codes = decoder.decode_stage(engine.tables[index], *engine.prior(index, offset, scale), shape)
+        kept.append(codes.unflatten(2, grid))
+        words.append(decoder.words_read)
+        return kept[-1]
+
+    try:
+        with engine.precision():
+            engine.model.read(height, width, engine.level_tensor(levels), read, count)
+    except CorruptStream:
+        if not partial or not kept:
+            raise
+        return kept, words
+    if (count is None or count == len(engine.model.stages)) and not partial:
+        decoder.finish()
+    return kept, words
+
+
+def stage_ends(stream: bytes, words: Sequence[int]) -> list[int]:
+    """Bytes of a stream up to the end of each stage, from the words read until there; the last has read all."""
+    return [len(stream) - tiles.WORD_BYTES * (words[-1] - read) for read in words]
+
+
+def render(
+    engine: Engine, files: list[Container], canvases: list[list[Tensor]], boxes: list[Box], whole: bool
+) -> list[Samples]:
+    """The parts of pictures that lie in `boxes`, which are all of them or not; from their codes."""
+    out: list[Samples | None] = [None] * len(files)
+    single = [i for i, file in enumerate(files) if file.header.tiles == 1 and whole]
+
+    def together(members: list[int]) -> None:
+        group = [single[i] for i in members]
+        height, width = engine.padded(files[group[0]].header.height, files[group[0]].header.width)
+        codes = [torch.stack(stage) for stage in zip(*(canvases[i] for i in group), strict=True)]
+        pictures = _synthesize(engine, codes, height, width, [files[i].header.level for i in group])
+        for i, picture in zip(group, pictures, strict=True):
+            header = files[i].header
+            out[i] = from_tensor(picture[None], header.height, header.width, header.kind)
+
+    # only what has all its stages can share a pass: of a partial file, some may be missing
+    sizes = [engine.padded(files[i].header.height, files[i].header.width) for i in single]
+    keys = [(size, len(canvases[i])) for size, i in zip(sizes, single, strict=True)]
+    for members in engine.batches(keys, sizes):
+        together(members)
+    for i, file in enumerate(files):
+        if i not in single:
+            out[i] = _windows(engine, file.header, canvases[i], boxes[i])
+    return [samples for samples in out if samples is not None]
+
+
+def _windows(engine: Engine, header: Header, canvas: list[Tensor], region: Box, above: int = 0) -> Samples:
+    """A part of a picture, window by window. above: the row of the picture (pixels) where the canvas begins."""
+    height, width = engine.padded(header.height, header.width)
+    tall, wide = region.bottom - region.top, region.right - region.left
+    out: NDArray[Any] = np.empty(
+        (tall, wide) if header.kind.grey else (tall, wide, 3), np.uint16 if header.kind.bits == 16 else np.uint8
+    )
+
+    def work(place: tuple[int, int, int, int]) -> None:
+        left, top, right, bottom = place
+        pixels = Box(top + region.top, left + region.left, bottom + region.top, right + region.left)
+        part = window(engine.model, pixels, height, width)
+        codes = [
+            box.crop(stage, Box(above // config.stride, 0, 0, 0))[None].to(engine.device, torch.int32)
+            for box, stage, config in zip(part.around, canvas, engine.model.config.stages, strict=False)
+        ]
+        picture = _synthesize(engine, codes, height, width, [header.level], part)
+        origin = part.inside[-1].finer(engine.model.config.stages[-1].stride)
+        samples = from_tensor(pixels.crop(picture, origin), bottom - top, right - left, header.kind)
+        out[top:bottom, left:right] = samples
+
+    engine.each(work, tiles.grid(wide, tall, engine.tile))
+    return out
+
+
+def _synthesize(
+    engine: Engine, codes: list[Tensor], height: int, width: int, levels: list[int], part: Any = None
+) -> Tensor:
+    level = engine.level_tensor(levels)
+    with torch.no_grad(), engine.precision():
+        state = engine.model.synthesize(codes, height, width, level, part)
+        return engine.model.synthesis(state, level).float().cpu()
+
+
+class Decoded(Strips):
+    """The samples of a tiled file, decoded where they are read.
+
+    The codes of the rows of tiles that the last reading needed are kept: from top to bottom each is decoded once.
+    """
+
+    def __init__(self, engine: Callable[[], Engine], file: Container, stages: int | None, partial: bool) -> None:
+        """engine: asked for at every reading, so that the codec's settings of then hold."""
+        header = file.header
+        shape = (header.height, header.width) if header.kind.grey else (header.height, header.width, 3)
+        super().__init__(shape, np.uint16 if header.kind.bits == 16 else np.uint8)
+        self._engine, self._file, self._stages, self._partial = engine, file, stages, partial
+        self._rows: dict[int, list[Tensor]] = {}
+        self._lock = Lock()
+
+    def crop(self, left: int, top: int, right: int, bottom: int) -> Samples:
+        engine, header = self._engine(), self._file.header
+        region = Box(top, left, bottom, right)
+        around = window(engine.model, region, *engine.padded(header.height, header.width)).around
+        strides = [stage.stride for stage in engine.model.config.stages]
+        begin = min(box.top * stride for box, stride in zip(around, strides, strict=True))
+        end = max(box.bottom * stride for box, stride in zip(around, strides, strict=True))
+        rows = range(begin // header.tile, -(-end // header.tile))
+        with self._lock:
+            self._rows = {row: codes for row, codes in self._rows.items() if row in rows}
+            for row in rows:
+                if row not in self._rows:
+                    self._rows[row] = read_codes(engine, [self._file], self._stages, None, self._partial, row)[0]
+            canvas = [torch.cat(stage, 1) for stage in zip(*(self._rows[row] for row in rows), strict=True)]
+        return _windows(engine, header, canvas, region, rows.start * header.tile)

@@ -1,0 +1,93 @@
+"""What encoder and decoder of tiles share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mcodec import container, entropy
+from mcodec.model import Cascade
+
+T = TypeVar("T")
+
+#: Tiles of one padded size go through the networks together, at most this many pixels of them.
+BATCH_PIXELS = 2**22
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Weights on a device, and the settings of the codec that works with them; see `Codec`."""
+
+    model: Cascade
+    tables: Sequence[entropy.PriorTables]  # of the stages
+    device: torch.device
+    bf16: bool
+    tile: int
+    tile_workers: int
+
+    def prior(self, index: int, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Prior parameters of a stage, `[B, M, d, P]`."""
+        if offset is None or scale is None:
+            return None, None
+        vectors: Callable[[Tensor], Tensor] = self.model.stage(index).codebooks.vectors
+        return vectors(offset), vectors(scale)
+
+    def level_tensor(self, levels: Sequence[int]) -> Tensor:
+        """Levels of a batch as the networks take them, `[B]`."""
+        return torch.tensor(levels, dtype=torch.float32, device=self.device)
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Both sides as multiples of the coarsest stride."""
+        multiple = self.model.config.multiple
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+    def batches(self, keys: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Indices of equal key, in batches of at most BATCH_PIXELS (at least one tile)."""
+        groups: dict[Any, list[int]] = {}
+        for index, key in enumerate(keys):
+            groups.setdefault(key, []).append(index)
+        batches = []
+        for members in groups.values():
+            height, width = sizes[members[0]]
+            # On a CPU large tiles gain nothing by sharing a pass, and memory is what they lack.
+            limit = BATCH_PIXELS if self.device.type != "cpu" else container.TILE**2
+            count = max(1, limit // (height * width))
+            batches += [members[i : i + count] for i in range(0, len(members), count)]
+        return batches
+
+    def each(self, work: Callable[[T], None], jobs: Iterable[T], workers: int | None = None) -> None:
+        """`work` for all jobs, on so many threads (default: `tile_workers`)."""
+        jobs, workers = list(jobs), workers or self.tile_workers
+        if workers < 2 or len(jobs) < 2:
+            for job in jobs:
+                work(job)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            futures = [pool.submit(work, job) for job in jobs]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def precision(self) -> AbstractContextManager[object]:
+        """The context in which networks run: bfloat16 where `bf16` asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def prior_tables(model: Cascade) -> list[entropy.PriorTables]:
+    """What the entropy coder needs of the weights, per stage."""
+    tables = []
+    for index in range(len(model.stages)):
+        codewords, log_weights, _ = model.stage(index).codebooks.integers()
+        tables.append(
+            entropy.PriorTables(codewords.cpu().numpy(), log_weights.cpu().numpy(), model.precision.cpu().numpy())
+        )
+    return tables
