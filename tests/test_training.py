@@ -172,6 +172,7 @@ def test_a_run_starts_from_released_weights(config: TrainConfig, tmp_path: Path)
     trainer.save(tmp_path / "checkpoint.pt")
     path = export(tmp_path / "checkpoint.pt", tmp_path, "first")
     tuned = Trainer(config.updated(init=str(path)))
+    assert tuned.pixels == trainer.pixels > 0
     released, _ = weights.load(path)
     thawed = {k: v for k, v in weights.release_tensors(tuned.model).items() if "quality" not in k}
     for name, value in weights.release_tensors(released).items():

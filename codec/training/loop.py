@@ -106,8 +106,10 @@ class Trainer:
             self.validation = validation_batch(pictures, min(config.crop, 256), len(pictures)).to(self.device)
         self.step = 0
         self.bad_steps = 0
-        self.seconds = 0.0
-        self.pixels = 0
+        #: Cost so far, that of the weights the run starts from included.
+        card = weights.read_card(weights.find(config.init)) if config.init else {}
+        self.seconds = 3600.0 * card.get("training_hours", 0)
+        self.pixels = int(card.get("training_pixels", 0))
 
     def _device(self) -> torch.device:
         name = self.config.device
