@@ -140,6 +140,11 @@ def test_checkpoint_errors(tmp_path: Path, config: TrainConfig) -> None:
     (tmp_path / "x.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(TrainingError, match="cannot read checkpoint"):
         Trainer(config).load(tmp_path / "x.pt")
+    trainer = Trainer(config)
+    del trainer.average["analysis.down.4.bias"]  # as of another version
+    trainer.save(tmp_path / "other.pt")
+    with pytest.raises(TrainingError, match="is not of this version's model"):
+        export(tmp_path / "other.pt", tmp_path, "other")
 
 
 def test_plots(config: TrainConfig) -> None:
@@ -182,6 +187,9 @@ def test_a_run_starts_from_released_weights(config: TrainConfig, tmp_path: Path)
     tuned.train_step()
     moved = {k for k, v in tuned.model.named_parameters() if not torch.equal(v, before[k])}
     assert any(".quality.anchors" in k for k in moved) and any("codebooks" not in k for k in moved)
+    tuned.save(tmp_path / "tuned.pt")
+    Trainer(config).load(tmp_path / "tuned.pt")
+    assert weights.load(export(tmp_path / "tuned.pt", tmp_path, "second"))[1] != weights.load(path)[1]
     with pytest.raises(TrainingError, match="not of preset cascade-small"):
         Trainer(config.updated(init=str(path), preset="cascade-small"))
 

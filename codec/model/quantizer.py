@@ -72,9 +72,10 @@ class Codebooks(nn.Module):
     def thaw(self) -> None:
         """Trainable again after a release was loaded: parameters decide, not the stored integers."""
         self.log_weights.copy_(self.integer_log_weights.float() / LOGIT_UNIT)
-        self.integer_codewords = self.integer_codewords[:0]
-        self.integer_log_weights = self.integer_log_weights[:0]
-        self.coordinates = self.coordinates[:0]
+        # of the shape that a model that never was a release has, so that checkpoints load
+        self.integer_codewords = self.integer_codewords.new_zeros(0)
+        self.integer_log_weights = self.integer_log_weights.new_zeros(0)
+        self.coordinates = self.coordinates.new_zeros(0)
 
     def coordinate(self, value: Tensor) -> Tensor:
         """Dequantized value -> integer the context network sees."""

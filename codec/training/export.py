@@ -26,12 +26,19 @@ def load_average(checkpoint: Path) -> tuple[Cascade, dict[str, Any]]:
     except Exception as error:
         raise TrainingError(f"cannot read checkpoint {checkpoint}: {error}") from error
     model = Cascade(ModelConfig.from_dict(state["model_config"]))
-    model.load_state_dict(state["model"])
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state["average"][name])
+    try:
+        model.load_state_dict(state["model"])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(state["average"][name])
+    except (RuntimeError, KeyError) as error:
+        raise TrainingError(f"checkpoint {checkpoint} is not of this version's model: {_first_line(error)}") from error
     units.fold(model)
     return model.eval(), state
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def multiplications(model: Cascade, size: int = 512) -> dict[str, float]:
