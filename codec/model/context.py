@@ -154,6 +154,8 @@ class StageContext(nn.Module):
 
     def parameters_of(self, u: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """u `[B, C, h, w]`, level `[B]` -> (u, offset, scale), the last two `[B, M * d, h, w]` integers."""
+        if torch.is_grad_enabled():  # what convolutions and matrix products like; the kernels do not
+            u = u.contiguous(memory_format=torch.channels_last)
         quality = self.quality(level)[:, :, None, None].to(u.dtype)
         u = self.blocks((u + quality).clamp(-LIMIT, LIMIT))
         return u, self.offset(u), self.scale(u)
@@ -166,4 +168,4 @@ class StageContext(nn.Module):
 
 def upsample(u: Tensor) -> Tensor:
     """Nearest neighbour, factor 2 (exact)."""
-    return u.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1).contiguous(memory_format=torch.channels_last)
+    return u.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)

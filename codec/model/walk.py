@@ -40,7 +40,7 @@ class ContextState:
             width // self.stride,
             device=model.precision.device,
             dtype=model.context_dtype,
-        ).contiguous(memory_format=torch.channels_last)
+        )
 
     def parameters(self, index: int) -> tuple[Tensor | None, Tensor | None]:
         """(offset, scale) of a stage, `[B, M * d, h, w]` integers; None and None for a static prior."""
