@@ -84,7 +84,8 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         (out,) = ctx.saved_tensors
-        return torch.ops.aten.leaky_relu_backward(grad, out, LEAK, True)  # type: ignore[no-any-return]
+        back: Tensor = torch.ops.aten.leaky_relu_backward(grad, out, LEAK, True)
+        return back
 
 
 class Gate(nn.ReLU):
