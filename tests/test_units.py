@@ -83,3 +83,6 @@ def test_a_gate_is_a_relu_that_can_open_again() -> None:
     assert x.grad is not None
     torch.testing.assert_close(Gate()(x), x.clamp(min=0))
     torch.testing.assert_close(x.grad, torch.tensor([LEAK, 2 * LEAK, 3.0, 4.0]))
+    y = x.detach().requires_grad_()
+    Gate().eval()(y).sum().backward()
+    assert y.grad is not None and y.grad.tolist() == [0, 0, 1, 1]
