@@ -30,12 +30,16 @@ def _gates(bodies: list[Body]) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _observed(modules: list[nn.Module], run: Run, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Mean of `measure` over all inputs that the modules see while `run` runs."""
+def _observed(modules: list[nn.Module], run: Run) -> list[tuple[Tensor, Tensor]]:
+    """(mean square, share above zero) of each channel `[C]` of what the modules read while `run` runs."""
     seen: list[list[Tensor]] = [[] for _ in modules]
 
     def hook(place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: seen[place].append(measure(inputs[0].float()))
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].float()
+            seen[place].append(torch.stack([x.square().mean((0, 2, 3)), (x > 0).float().mean((0, 2, 3))]))
+
+        return keep
 
     handles = [module.register_forward_pre_hook(hook(place)) for place, module in enumerate(modules)]
     try:
@@ -43,20 +47,13 @@ def _observed(modules: list[nn.Module], run: Run, measure: Callable[[Tensor], Te
     finally:
         for handle in handles:
             handle.remove()
-    return [torch.stack(values).mean(0) for values in seen]
-
-
-def _power(x: Tensor) -> Tensor:
-    return x.square().mean((0, 2, 3))
-
-
-def _open(x: Tensor) -> Tensor:
-    return (x > 0).float().mean((0, 2, 3))
+    means = [torch.stack(values).mean(0) for values in seen]
+    return [(mean[0], mean[1]) for mean in means]
 
 
 def dead(model: Cascade, run: Run) -> float:
     """Share of hidden units in all bodies that hardly ever open."""
-    shares = _observed(_gates(_bodies(model)), run, _open)
+    shares = [share for _, share in _observed(_gates(_bodies(model)), run)]
     return float((torch.cat(shares) < OPEN).float().mean())
 
 
@@ -68,11 +65,11 @@ def normalize(model: Cascade, run: Run, keep: bool) -> int:
     the output at first. Otherwise (a fresh model, whose bodies return zero) layers keep their weights as drawn.
     """
     bodies = _bodies(model)
-    powers = _observed(list(bodies), run, _power)
-    hidden = zip(*(_observed(_gates(bodies), run, measure) for measure in (_power, _open)), strict=True)
+    seen = _observed([*bodies, *_gates(bodies)], run)
     owners: dict[int, Block | Body] = {id(m.body): m for m in model.modules() if isinstance(m, Block)}
     opened = 0
-    for body, power, (inner, share) in zip(bodies, powers, hidden, strict=True):
+    read, hidden = seen[: len(bodies)], seen[len(bodies) :]
+    for body, (power, _), (inner, share) in zip(bodies, read, hidden, strict=True):
         size = power.sqrt()
         size = size.clamp(min=max(SMALLEST * float(size.mean()), 1e-6))
         if not keep:
