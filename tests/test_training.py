@@ -108,6 +108,30 @@ def test_resume_reproduces_the_uninterrupted_run(config: TrainConfig, optimizer:
     assert [r["step"] for r in rows if "validation" in r] == [4, 8]
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_rates_are_by_kind_of_parameter(config: TrainConfig, optimizer: str) -> None:
+    trainer = Trainer(
+        config.updated(optimizer=optimizer, learning_rate=1e-3, fine_learning_rate=1e-4, context_learning_rate=1e-2)
+    )
+    groups = [group for each in trainer.optimizers for group in each.param_groups]
+    rates = {id(parameter): group["base"] for group in groups for parameter in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups)
+    named = dict(trainer.model.named_parameters())
+    assert {id(parameter) for parameter in named.values()} == rates.keys()
+    found = {name: rates[id(parameter)] for name, parameter in named.items()}
+    assert found["analysis.down.4.weight"] == found["synthesis.out.bias"] == found["stages.0.log_gain"] == 1e-4
+    assert found["stages.0.correct.3.weight"] == 1e-3
+    assert found["stages.0.correct.3.bias"] == 1e-4
+    assert {rate for name, rate in found.items() if ".context." in name} == {1e-2}
+
+
+def test_levels_of_a_batch_are_spread(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    for _ in range(20):
+        levels = trainer._levels(4)
+        assert levels.sort().values.div(64).floor().tolist() == [0, 1, 2, 3]
+
+
 def test_frozen_phase_leaves_the_encoder(config: TrainConfig) -> None:
     trainer = Trainer(config.updated(noise_steps=1, hard_steps=1, frozen_steps=1))
     trainer.train_step()

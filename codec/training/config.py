@@ -31,12 +31,14 @@ class TrainConfig:
     decay_steps: int = 4000
     optimizer: str = "adam"  # or "soap" for the matrices of the transforms (Vyas et al. 2024, arXiv:2409.11321)
     learning_rate: float = 4e-4
+    # of the linear paths, biases and per-channel factors, where an equal step costs ten times the loss; 0: the same
+    fine_learning_rate: float = 0.0
     context_learning_rate: float = 3e-3  # integers: small steps would not reach the next one
     warmup: int = 300
     clip: float = 1.0  # gradient norm
     ema: float = 0.999
     commitment: float = 0.1  # weight of beta * |v - mu|^2 in bits per pixel
-    lambda_weight: float = 0.35  # a picture's loss is weighted by (lambda / geometric mean)^-lambda_weight
+    balance: float = 0.7  # a picture's loss is divided by its own size to this power: all qualities count
     seed: int = 1
     threads: int = 0  # CPU threads, 0: torch's default
     device: str = "auto"

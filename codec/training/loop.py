@@ -20,7 +20,7 @@ from mcodec.model import Cascade, preset
 from mcodec.model.cascade import BETA, Trained
 from mcodec.model.config import LEVELS
 from mcodec.model.context import QualityTable
-from mcodec.model.layers import Pointwise
+from mcodec.model.layers import Exact1x1, Pointwise, Spatial
 from mcodec.model.quantizer import Codebooks
 from mcodec.training import units
 from mcodec.training.config import TrainConfig
@@ -45,15 +45,14 @@ def _is_encoder(name: str) -> bool:
     return any(part in name for part in ENCODER_PARTS)
 
 
-def _soap(parameters: list[nn.Parameter], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+def _soap(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
     try:
         from pytorch_optimizer import SOAP
     except ImportError as error:
         raise TrainingError(f"soap needs pytorch-optimizer (pip install 'mcodec[train]'): {error}") from error
     # bases of the smaller side only: most of the gain for a third of the time (10 % of a step on a CPU)
     optimizer: torch.optim.Optimizer = SOAP(
-        [{"params": parameters, "base": rate}],
-        lr=rate,
+        groups,
         betas=betas,
         shampoo_beta=0.95,
         precondition_frequency=10,
@@ -121,27 +120,42 @@ class Trainer:
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         config, betas = self.config, (0.9, 0.99)
-        context = [p for n, p in self.model.named_parameters() if ".context." in n]
-        matrices: list[nn.Parameter] = []
-        if config.optimizer == "soap":
-            matrices = [m.weight for m in self.model.modules() if isinstance(m, Pointwise)]
-        apart = {id(p) for p in (*context, *matrices)}
-        rest = [p for p in self.model.parameters() if id(p) not in apart]
-        groups = [
-            {"params": rest, "base": config.learning_rate},
-            {"params": context, "base": config.context_learning_rate},
-        ]
+        context = {id(p) for n, p in self.model.named_parameters() if ".context." in n}
+        layers = list(self.model.modules())
+        coarse = {id(m.weight) for m in layers if isinstance(m, Pointwise | nn.Conv2d)}
+        coarse -= {id(m.weight) for m in layers if isinstance(m, Exact1x1 | Spatial)}
+        soaped = {id(m.weight) for m in layers if isinstance(m, Pointwise) and config.optimizer == "soap"}
+        rates = {
+            "coarse": config.learning_rate,
+            "fine": config.fine_learning_rate or config.learning_rate,
+            "context": config.context_learning_rate,
+        }
+
+        def kind(parameter: nn.Parameter) -> str:
+            return "context" if id(parameter) in context else "coarse" if id(parameter) in coarse else "fine"
+
+        def groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+            return [
+                {"params": members, "lr": rate, "base": rate}
+                for name, rate in rates.items()
+                if (members := [p for p in parameters if kind(p) == name])
+            ]
+
+        parameters = list(self.model.parameters())
         out: list[torch.optim.Optimizer] = [
-            torch.optim.Adam([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas)
+            torch.optim.Adam(groups([p for p in parameters if id(p) not in soaped]), betas=betas)
         ]
-        if matrices:
-            out.append(_soap(matrices, config.learning_rate, betas))
+        if soaped:
+            out.append(_soap(groups([p for p in parameters if id(p) in soaped]), betas))
         return out
 
     # ---- one step -----------------------------------------------------------------------------------------
 
     def _levels(self, count: int) -> Tensor:
-        return torch.randint(LEVELS, (count,), generator=self.crops.generator).to(self.device)
+        """One level from each of `count` equal ranges, in random order: batches differ less than by plain chance."""
+        generator = self.crops.generator
+        place = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+        return (place * (LEVELS / count)).floor().to(self.device)
 
     def _loss(self, out: Trained, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, squared error per picture)."""
@@ -154,7 +168,7 @@ class Trainer:
             assert out.commitment is not None
             beta = self.config.commitment * BETA / math.log(2)
             loss = loss + (out.bits + beta * out.commitment) / pixels
-        weight = (lam / math.sqrt(config.lambda_min * config.lambda_max)) ** -self.config.lambda_weight
+        weight = loss.detach().clamp(min=1e-4) ** -self.config.balance  # the measure, BD-rate, is of relative changes too
         assert out.overload is not None
         return (weight * loss).mean() + OVERLOAD * out.overload / (pixels * len(x)), error.detach()
 
