@@ -19,6 +19,8 @@ TINY = ModelConfig(
     synthesis_blocks={4: 1},
     context_channels=24,
     context_blocks=1,
+    lapped=True,
+    response=0.5,
 )
 
 

@@ -30,6 +30,7 @@ from mcodec.model.layers import (
     Exact1x1,
     Gate,
     Pointwise,
+    Response,
     Spatial,
     interpolate,
     straight_through,
@@ -84,9 +85,10 @@ class Stage(nn.Module):
             Gate(),
             Pointwise(MIXED, stage.width, zero=True),
         )
+        self.correct_response = Response(config) if config.response else None
         self.codebooks = Codebooks(config, stage)
         self.out = Exact1x1(stage.width, channels)
-        self.refine = Blocks(channels, stage.refine, config.block)
+        self.refine = Blocks(config, channels, stage.refine)
         self.log_gain = nn.Parameter(torch.zeros(ANCHORS, stage.width))
         if self.mixture:
             self.context = StageContext(config, stage)
@@ -114,8 +116,10 @@ class Stage(nn.Module):
 
     def latents(self, feature: Tensor, state: Tensor, level: Tensor) -> Tensor:
         """v, in steps."""
-        residual = self.posterior(feature) - self.predict(state) + self.correct(torch.cat([feature, state], 1))
-        return residual * self.gain(level)
+        correction = self.correct(torch.cat([feature, state], 1))
+        if self.correct_response:
+            correction = self.correct_response(level) * correction
+        return (self.posterior(feature) - self.predict(state) + correction) * self.gain(level)
 
     def update(self, state: Tensor, value: Tensor, level: Tensor) -> Tensor:
         """s' from s and the dequantized latents."""

@@ -60,6 +60,9 @@ class ModelConfig:
     prior: str = "mixture"  # "mixture": conditional, "static": one histogram per sub-codebook (the seed)
     assignment: str = "entropy"  # "entropy": rate-aware nearest codeword, "gumbel": Gumbel-softmax (the seed)
     start: str = "dct"  # "dct": linear paths start as a block-DCT pyramid, "random"
+    lapped: bool = False  # a learned filter across the borders of 8x8 blocks, before analysis and after synthesis
+    # what bodies add is multiplied by a learned function of quality that starts as lambda^-response; 0: by nothing
+    response: float = 0.0
     lambda_min: float = 0.0006  # loss is lambda * 255^2 * MSE + bpp; about 0.1 bpp ...
     lambda_max: float = 0.2  # ... and about 2 bpp on photographs
     version: int = 1
@@ -149,6 +152,16 @@ PRESETS: dict[str, ModelConfig] = {
         synthesis_blocks={4: 1},
         context_channels=64,
         context_blocks=1,
+    ),
+    # Candidate for the next release: blocks overlap from the start, and bodies answer in the size of the errors.
+    "cascade-lapped": ModelConfig(
+        name="cascade-lapped",
+        stages=_stages(1, 2, 3, 1, 1, 1, 2),
+        channels={64: 128, 32: 192, 16: 192, 8: 192, 4: 64},
+        analysis_blocks={4: 2, 8: 4, 16: 3, 32: 2, 64: 1},
+        synthesis_blocks={4: 3},
+        lapped=True,
+        response=1.0,
     ),
     # The method of McQuic as published: one histogram per sub-codebook, Gumbel-softmax, no rate term.
     "umgm": ModelConfig(

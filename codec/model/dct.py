@@ -26,6 +26,23 @@ def _dct_matrix(n: int) -> Tensor:
     return m
 
 
+def lapping(size: int = 8, scale: float = 1.6) -> Tensor:
+    """Filter of `size` samples across a block's border, `[size, size]`, that makes the block DCT a lapped transform.
+
+    Type-IV construction of Tran, Liang and Tu (IEEE Trans. Signal Processing, 2003), from the DCTs of both types;
+    with this scale of the lowest difference, coding gain on an AR(1) source of 0.95 is 9.55 dB (DCT: 8.83).
+    """
+    half = size // 2
+    k = torch.arange(half, dtype=torch.float64) + 0.5
+    fourth = torch.cos(math.pi / half * k[None, :] * k[:, None]) * math.sqrt(2 / half)
+    same = torch.eye(half, dtype=torch.float64)
+    flipped = same.flip(0)
+    scales = torch.diag(torch.tensor([scale] + [1.0] * (half - 1), dtype=torch.float64))
+    odd = flipped @ _dct_matrix(half).T @ scales @ fourth @ flipped
+    butterfly = torch.cat([torch.cat([same, flipped], 1), torch.cat([flipped, -same], 1)])
+    return 0.5 * butterfly @ torch.block_diag(same, odd) @ butterfly
+
+
 @cache
 def basis(stride: int, count: int) -> Tensor:
     """The `count` most important orthonormal basis blocks, [count, 3, stride, stride]; at stride 4 the pixels."""

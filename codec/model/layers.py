@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mcodec.model.config import LEVELS
+from mcodec.model.config import LEVELS, ModelConfig
 
 #: Learned functions of quality are piecewise linear between this many anchors.
 ANCHORS = 9
@@ -59,6 +59,30 @@ class Exact1x1(Pointwise):
         self.weight[row : row + rows] = 0
         self.weight[row : row + rows, col : col + cols] = matrix
         self.bias[row : row + rows] = 0
+
+
+class Lapped(nn.Module):
+    """Filter of the samples around the borders of square blocks, rows and columns apart; exact in float32.
+
+    At the picture's own border blocks stay as they are. Starts as `matrix`, `[size, size]`.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.size = len(matrix)
+        self.rows, self.columns = nn.Parameter(matrix.float()), nn.Parameter(matrix.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x `[B, C, H, W]`, H and W multiples of the size."""
+        half = self.size // 2
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            top, inner, bottom = x.split([half, x.shape[2] - self.size, half], 2)
+            inner = torch.einsum("ij,bcnjw->bcniw", self.rows, inner.unflatten(2, (-1, self.size)))
+            x = torch.cat([top, inner.flatten(2, 3), bottom], 2)
+            left, inner, right = x.split([half, x.shape[3] - self.size, half], 3)
+            inner = F.linear(inner.unflatten(3, (-1, self.size)), self.columns)
+            return torch.cat([left, inner.flatten(3), right], 3)
 
 
 class Spatial(nn.Conv2d):
@@ -141,21 +165,40 @@ class Body(nn.Sequential):
         self.writes.fill_(writes)
 
 
-class Block(nn.Module):
-    """x + body(x, scale(q), shift(q)); starts as the identity."""
+class Response(nn.Module):
+    """Learned factor of what a body adds, by quality.
 
-    def __init__(self, channels: int, body: Body) -> None:
+    Corrections are as large as the errors they correct, which fall with quality: with equal factors, what trains the
+    low qualities disturbs the high ones.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        lams = torch.tensor([config.lam(anchor * (LEVELS - 1) / (ANCHORS - 1)) for anchor in range(ANCHORS)])
+        relative = lams.log() - lams.log().mean()
+        self.log_factor = nn.Parameter(-config.response * relative[:, None])
+
+    def forward(self, level: Tensor) -> Tensor:
+        """level `[B]` -> factor `[B, 1, 1, 1]`."""
+        return interpolate(self.log_factor, level).exp()[:, :, None, None]
+
+
+class Block(nn.Module):
+    """x + response(q) * body(x, scale(q), shift(q)); starts as the identity."""
+
+    def __init__(self, config: ModelConfig, channels: int) -> None:
         super().__init__()
         self.film = nn.Parameter(torch.zeros(ANCHORS, 2 * channels))
-        self.body = body
+        self.body = body = BODIES[config.block](channels)
+        self.response = Response(config) if config.response else None
         last = body[-1]
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = interpolate(self.film, level)[:, :, None, None].chunk(2, dim=1)
-        out: Tensor = x + self.body(x, scale, shift)
-        return out
+        added: Tensor = self.body(x, scale, shift)
+        return x + (self.response(level) * added if self.response else added)
 
     @torch.no_grad()
     def resize(self, reads: Tensor, writes: float) -> None:
@@ -189,10 +232,10 @@ BODIES = {"dense": _dense, "separable": _separable}
 
 
 class Blocks(nn.ModuleList):
-    """Residual blocks in a row, of a kind in `BODIES`."""
+    """Residual blocks in a row."""
 
-    def __init__(self, channels: int, count: int, kind: str) -> None:
-        super().__init__(Block(channels, BODIES[kind](channels)) for _ in range(count))
+    def __init__(self, config: ModelConfig, channels: int, count: int) -> None:
+        super().__init__(Block(config, channels) for _ in range(count))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         for block in self:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mcodec.model import dct
 from mcodec.model.config import ModelConfig
-from mcodec.model.layers import Blocks, Exact1x1
+from mcodec.model.layers import Blocks, Exact1x1, Lapped
 
 
 def coefficients(config: ModelConfig, stride: int) -> int:
@@ -25,6 +25,7 @@ class Analysis(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.strides = config.strides[::-1]  # fine to coarse
+        self.lapped = Lapped(dct.lapping()) if config.lapped else None
         self.down = nn.ModuleDict()
         self.blocks = nn.ModuleDict()
         for stride in self.strides:
@@ -39,10 +40,12 @@ class Analysis(nn.Module):
                     n, m = coefficients(config, stride // 2), coefficients(config, stride)
                     layer.start_linear(dct.down(stride // 2, n, m))
             self.down[str(stride)] = layer
-            self.blocks[str(stride)] = Blocks(channels, config.analysis_blocks.get(stride, 0), config.block)
+            self.blocks[str(stride)] = Blocks(config, channels, config.analysis_blocks.get(stride, 0))
 
     def forward(self, x: Tensor, level: Tensor) -> dict[int, Tensor]:
         features: dict[int, Tensor] = {}
+        if self.lapped:
+            x = self.lapped(x)
         x = F.pixel_unshuffle(x, 4).contiguous(memory_format=torch.channels_last)  # see layers.pointwise
         for stride in self.strides:
             if stride != 4:
@@ -78,11 +81,13 @@ class Synthesis(nn.Module):
         while stride > 4:
             self.up.append(Up(config, stride))
             stride //= 2
-            self.blocks.append(Blocks(config.channels[stride], config.synthesis_blocks.get(stride, 0), config.block))
+            self.blocks.append(Blocks(config, config.channels[stride], config.synthesis_blocks.get(stride, 0)))
         self.out = Exact1x1(config.channels[4], 48)
         self.out.start_linear(torch.eye(48))
+        self.lapped = Lapped(torch.linalg.inv(dct.lapping())) if config.lapped else None
 
     def forward(self, state: Tensor, level: Tensor) -> Tensor:
         for up, blocks in zip(self.up, self.blocks, strict=True):
             state = blocks(up(state), level)
-        return F.pixel_shuffle(self.out(state), 4)
+        picture = F.pixel_shuffle(self.out(state), 4)
+        return self.lapped(picture) if self.lapped else picture

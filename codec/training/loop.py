@@ -27,7 +27,7 @@ from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, load_pictures, validation_batch
 
 #: What the encoder alone uses; frozen in the last phase.
-ENCODER_PARTS = ("analysis.", ".posterior.", ".correct.")
+ENCODER_PARTS = ("analysis.", ".posterior.", ".correct")
 #: Levels at which validation is measured.
 VALIDATION_LEVELS = (25, 76, 127, 178, 229)
 
@@ -168,7 +168,7 @@ class Trainer:
             assert out.commitment is not None
             beta = self.config.commitment * BETA / math.log(2)
             loss = loss + (out.bits + beta * out.commitment) / pixels
-        weight = loss.detach().clamp(min=1e-4) ** -self.config.balance  # the measure, BD-rate, is of relative changes too
+        weight = loss.detach().clamp(min=1e-4) ** -self.config.balance  # BD-rate is of relative changes too
         assert out.overload is not None
         return (weight * loss).mean() + OVERLOAD * out.overload / (pixels * len(x)), error.detach()
 
