@@ -43,8 +43,8 @@ from mcodec.model.window import Window
 
 #: Assignment weight of a squared quantization step against one nat. For orthonormal latents quantized with the step
 #: that is optimal for lambda, a squared step costs 8.7 bits of distortion = 6 nats. Networks that saw rounded latents
-#: alone do best at 20, after 250 steps of codes chosen at 10 between 10 and 14 (validation; docs/EXPERIMENTS.md).
-BETA = 11.0
+#: alone do best at 20, after 250 steps of codes chosen at 10 near 14 (BD-rate on validation; docs/EXPERIMENTS.md).
+BETA = 14.0
 #: Channels in which a stage compares feature and state.
 MIXED = 128
 
