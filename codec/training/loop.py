@@ -160,8 +160,7 @@ class Trainer:
     def _loss(self, out: Trained, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, squared error per picture)."""
         pixels = x.shape[2] * x.shape[3]
-        config = self.model.config
-        lam = config.lam(level.float())
+        lam = self.model.config.lam(level.float())
         error = (out.picture - x).square().mean((1, 2, 3))
         loss = lam * 255**2 * error
         if not self.gumbel:
