@@ -264,7 +264,6 @@ def test_a_line_that_was_cut_off_is_measured_again(images: Path, out: Path) -> N
 
 def test_what_is_another_measurement(images: Path, out: Path) -> None:
     """Another version, picture, metric or number of threads is measured again; old rows leave the curves."""
-    pytest.importorskip("ssimulacra2")
     measure(planned(Steps()), images, out)
     for codec, metric, threads in [
         (Steps(version="2"), "psnr", 1),
