@@ -95,6 +95,30 @@ def _depthwise_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + plane + p[None, :], value.to(out.dtype.element_ty), mask=inside)
 
 
+@jit
+def _requantize_kernel(  # type: ignore[no-untyped-def]
+    acc, out, outside, N, SHIFT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(acc + n, mask=n < N, other=0.0)
+    half: tl.constexpr = 1 << (SHIFT - 1)
+    scale: tl.constexpr = 1.0 / (1 << SHIFT)
+    real = value * scale
+    tl.store(out + n, tl.minimum(tl.maximum(tl.floor((value + half) * scale), LOW), HIGH), mask=n < N)
+    tl.store(outside + n, (real > HIGH).to(tl.int8) - (real < LOW).to(tl.int8), mask=n < N)
+
+
+@jit
+def _requantize_backward_kernel(  # type: ignore[no-untyped-def]
+    grad, outside, back, N, SHIFT: tl.constexpr, BLOCK: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(grad + n, mask=n < N, other=0.0)
+    side = tl.load(outside + n, mask=n < N, other=0).to(tl.float32)
+    scale: tl.constexpr = 1.0 / (1 << SHIFT)
+    tl.store(back + n, tl.where(side * value < 0, 0.0, value * scale), mask=n < N)
+
+
 # ---- dispatchers -------------------------------------------------------------------------------------------------
 
 
@@ -140,3 +164,40 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, shift: int, low: int, hig
         ROWS=rows, BLOCK=block, num_warps=warps(rows * block),
     )
     return out
+
+
+class Requantize(torch.autograd.Function):
+    """`requantize` of float accumulators for training; backward as a division and a clamp that traps no unit outside.
+
+    Arguments as there. A gradient step goes against the gradient: outside the range it keeps only what leads back into
+    it. One pass over memory each way on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx, acc: Tensor, shift: int, low: int, high: int) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.shift = shift
+        if use_triton(acc.device):
+            out, outside = torch.empty_like(acc), torch.empty_like(acc, dtype=torch.int8)
+            launch(
+                _requantize_kernel, (-(-acc.numel() // 2048),), acc, out, outside, acc.numel(), SHIFT=shift, LOW=low,
+                HIGH=high, BLOCK=2048, num_warps=4,
+            )
+        else:
+            out, real = requantize(acc, shift, low, high), acc * 2.0**-shift
+            outside = (real > high).to(torch.int8) - (real < low).to(torch.int8)
+        ctx.save_for_backward(outside)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
+        (outside,) = ctx.saved_tensors
+        if not use_triton(grad.device):
+            return torch.where(outside * grad < 0, 0.0, grad * 2.0**-ctx.shift), None, None, None
+        if grad.stride() != outside.stride():
+            grad = torch.empty_like(outside, dtype=grad.dtype).copy_(grad)
+        back = torch.empty_like(grad)
+        launch(
+            _requantize_backward_kernel, (-(-grad.numel() // 2048),), grad, outside, back, grad.numel(),
+            SHIFT=ctx.shift, BLOCK=2048, num_warps=4,
+        )
+        return back, None, None, None

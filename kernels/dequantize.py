@@ -9,7 +9,7 @@ from mcodec.kernels.backend import jit, launch, tile_rows, tl, triton, use_trito
 
 
 def dequantize_reference(codes: Tensor, codewords: Tensor) -> Tensor:
-    """`dequantize` in torch; the one that passes gradients to the codewords."""
+    """`dequantize` in torch."""
     groups = torch.arange(codewords.shape[0], device=codes.device)[:, None, None]
     return codewords[groups, codes.long()].movedim(-1, 2).flatten(1, 2)
 
@@ -28,14 +28,25 @@ def _dequantize_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + (symbol * D + j[:, None]) * P + p[None, :], value, mask=mask)
 
 
-def dequantize(codes: Tensor, codewords: Tensor) -> Tensor:
-    """codes `[B, M, h, w]` integers in 0..K-1, codewords `[M, K, d]` -> `[B, M * d, h, w]` of the codewords' type.
+class _Trained(torch.autograd.Function):
+    """Gradients of equal codes are added where they meet: no sorting of codes, as indexing does on a GPU."""
 
-    Bit-exact: a copy. Reads the codes and writes d values for each; the codewords stay in the cache.
-    """
-    # a kernel has no backward: training keeps the reference
-    if not use_triton(codes.device) or (torch.is_grad_enabled() and codewords.requires_grad):
-        return dequantize_reference(codes, codewords)
+    @staticmethod
+    def forward(ctx, codes: Tensor, codewords: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(codes)
+        ctx.shape = codewords.shape
+        return _launch(codes, codewords)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[no-untyped-def]
+        (codes,) = ctx.saved_tensors
+        groups, size, dimension = ctx.shape
+        at = codes.long() + size * torch.arange(groups, device=codes.device)[:, None, None]
+        rows = grad.unflatten(1, (groups, dimension)).movedim(2, -1).reshape(-1, dimension)
+        return None, grad.new_zeros(groups * size, dimension).index_add_(0, at.flatten(), rows).reshape(ctx.shape)
+
+
+def _launch(codes: Tensor, codewords: Tensor) -> Tensor:
     batch, groups, height, width = codes.shape
     _, size, dimension = codewords.shape
     out = codewords.new_empty((batch, groups * dimension, height, width))
@@ -46,3 +57,16 @@ def dequantize(codes: Tensor, codewords: Tensor) -> Tensor:
         out, groups, height * width, K=size, D=dimension, COLUMNS=columns, BLOCK=block, num_warps=4,
     )
     return out
+
+
+def dequantize(codes: Tensor, codewords: Tensor) -> Tensor:
+    """codes `[B, M, h, w]` integers in 0..K-1, codewords `[M, K, d]` -> `[B, M * d, h, w]` of the codewords' type.
+
+    Bit-exact: a copy. Reads the codes and writes d values for each; the codewords stay in the cache.
+    """
+    if not use_triton(codes.device):
+        return dequantize_reference(codes, codewords)
+    if torch.is_grad_enabled() and codewords.requires_grad:
+        out: Tensor = _Trained.apply(codes, codewords)  # type: ignore[no-untyped-call]
+        return out
+    return _launch(codes, codewords)

@@ -65,6 +65,22 @@ def test_depthwise(device: torch.device, shape: tuple[int, int, int, int], dtype
         assert int(out[item, channel, i, j]) == clamped(acc, 6, -127, 127)
 
 
+@pytest.mark.parametrize("shape", [(1,), (2, 3, 5, 7), (0, 3), (3000,)], ids=str)
+def test_requantize_for_training(device: torch.device, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(sum(shape))
+    acc = (integers(-(2**23), 2**23, *shape) // torch.tensor(10) ** torch.randint(0, 8, shape)).float()
+    for shift, low, high in ((7, -127, 127), (6, 0, 127)):
+        x = acc.clone().to(device).requires_grad_()
+        out = kernel.Requantize.apply(x, shift, low, high)
+        wanted = [clamped(int(value), shift, low, high) for value in acc.flatten().tolist()]
+        assert out.flatten().tolist() == wanted
+        grad = torch.randn(shape)
+        (back,) = torch.autograd.grad(out, x, grad.to(device))
+        real = acc / 2**shift
+        trapped = ((real > high) & (grad < 0)) | ((real < low) & (grad > 0))
+        assert torch.equal(back.cpu(), torch.where(trapped, 0.0, grad / 2**shift))
+
+
 def test_large(gpu: torch.device) -> None:
     torch.manual_seed(0)
     x = integers(-127, 127, 2, 96, 135, 241).float().to(gpu)

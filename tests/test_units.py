@@ -72,7 +72,7 @@ def test_a_fresh_model_reads_unit_size() -> None:
         assert torch.equal(value, weights[name]), name
     seen: list[Tensor] = []
     body = next(m for m in model.modules() if isinstance(m, Body))
-    body[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    body[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0] * inputs[1]))
     run(model)()
     assert float(seen[0].detach().square().mean().sqrt()) == pytest.approx(1, abs=0.3)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mcodec.kernels.pvq_assign import pvq_assign
+from mcodec.kernels.residual_block import scaled_add
 from mcodec.model.config import LEVELS, ModelConfig, StageConfig
 from mcodec.model.context import StageContext
 from mcodec.model.layers import (
@@ -33,6 +34,7 @@ from mcodec.model.layers import (
     Response,
     Spatial,
     interpolate,
+    shares,
     straight_through,
 )
 from mcodec.model.prior import mixture_logits, noisy_bits, precision_table
@@ -66,7 +68,7 @@ class Trained:
     stage_bits: list[Tensor] = field(default_factory=list)  # [B] each, as coded (hard codes where defined)
     commitment: Tensor | None = None  # [B], squared distance of latents to their codewords, summed
     overload: Tensor | None = None  # scalar, steps beyond the codebooks' radius
-    used: list[float] = field(default_factory=list)  # share of codewords used in the batch, per stage
+    used: list[Tensor] = field(default_factory=list)  # share of codewords used in the batch, per stage
 
 
 class Stage(nn.Module):
@@ -116,10 +118,13 @@ class Stage(nn.Module):
 
     def latents(self, feature: Tensor, state: Tensor, level: Tensor) -> Tensor:
         """v, in steps."""
+        linear = self.posterior(feature) - self.predict(state)
         correction = self.correct(torch.cat([feature, state], 1))
         if self.correct_response:
-            correction = self.correct_response(level) * correction
-        return (self.posterior(feature) - self.predict(state) + correction) * self.gain(level)
+            linear = scaled_add(linear, correction, self.correct_response(level))
+        else:
+            linear = linear + correction
+        return linear * self.gain(level)
 
     def update(self, state: Tensor, value: Tensor, level: Tensor) -> Tensor:
         """s' from s and the dequantized latents."""
@@ -241,13 +246,16 @@ class Cascade(nn.Module):
         mode: str = "hard",
         calibrate: bool = False,
         assign: Assign | None = None,
+        beta: float = BETA,
     ) -> Trained:
         """One training or validation pass.
 
         x `[B, 3, H, W]` in -0.5..0.5, level `[B]`; mode "noise" (uniform-noise relaxation of the rate, rounded
         latents for the decoder), "hard" (rate-aware codes) or "gumbel" (the seed's quantizer). `assign` gives the
-        hard codes in place of the float law below, as an entropy coder's backend does in a fraction of the time.
+        hard codes in place of the float law below, as an entropy coder's backend does in a fraction of the time; beta
+        is the weight of distortion in that law.
         """
+        level = shares(level)
         features = self.analysis(x, level)
         out = Trained(picture=x, bits=x.new_zeros(len(x)))
         out.commitment, out.overload = x.new_zeros(len(x)), x.new_zeros(())
@@ -262,7 +270,7 @@ class Cascade(nn.Module):
             if mode != "hard":
                 return relaxed[mode](out, stage.codebooks, latents, offset, scale)
             codes = assign(index, latents.detach(), offset, scale) if assign else None
-            return self._hard(out, stage.codebooks, latents, offset, scale, codes)
+            return self._hard(out, stage.codebooks, latents, offset, scale, codes, beta)
 
         state = self.walk(x.shape[2], x.shape[3], level, choose)
         out.picture = self.synthesis(state, level).float()
@@ -291,19 +299,20 @@ class Cascade(nn.Module):
         offset: Tensor | None,
         scale: Tensor | None,
         codes: Tensor | None,
+        beta: float,
     ) -> tuple[Tensor, Tensor]:
         grid = latents.shape[-2:]
         vectors, bounded = book.vectors(latents), book.bounded(latents)
         if codes is None:
             with torch.no_grad():
                 log_p, skip = self._log_mixture(book, offset, scale)
-                flat = pvq_assign(vectors.detach(), book.codewords, BETA, log_p).masked_fill(skip, 0)
+                flat = pvq_assign(vectors.detach(), book.codewords, beta, log_p).masked_fill(skip, 0)
         else:
             flat = codes.flatten(2)
         rated = None
         positions = flat.shape[2]
         if torch.is_grad_enabled() and positions * RATED >= 1:
-            rated = torch.randperm(positions, device=flat.device)[: round(positions * RATED)]
+            rated = torch.randint(positions, (round(positions * RATED),), device=flat.device)
         if codes is not None or torch.is_grad_enabled():  # otherwise the rate is that of the choice above
             log_p, skip = self._log_mixture(book, offset, scale, rated)
         chosen = flat if rated is None else flat[..., rated]
@@ -334,7 +343,7 @@ class Cascade(nn.Module):
             return log_p, torch.zeros((), dtype=torch.bool, device=log_p.device)
         g, i = book.vectors(offset), book.vectors(scale)
         if positions is not None:
-            g, i = g[..., positions], i[..., positions]
+            g, i = g.index_select(3, positions), i.index_select(3, positions)
         # codewords are detached: a rate gradient into them pushes unused ones to infinity
         logits = mixture_logits(book.codewords.detach(), book.log_weights, g, i, self.precision)
         return logits - logits.logsumexp(3, keepdim=True), (i == 0).all(2)
@@ -351,9 +360,10 @@ class Cascade(nn.Module):
         return value, book.coordinate(value)
 
 
-def _used(codes: Tensor, book: Codebooks) -> float:
+def _used(codes: Tensor, book: Codebooks) -> Tensor:
     """Share of the codewords of all sub-codebooks that occur in a batch of codes `[B, M, h, w]`."""
     groups, size = book.codewords.shape[:2]
     with torch.no_grad():
         flat = codes.flatten(2) + torch.arange(groups, device=codes.device)[:, None] * size
-        return flat.unique().numel() / (groups * size)
+        seen = torch.zeros(groups * size, device=codes.device)
+        return seen.index_fill_(0, flat.flatten(), 1).mean()

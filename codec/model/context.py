@@ -8,13 +8,15 @@ is the integer round(w * 2^shift) in both.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mcodec.kernels import context_layer as kernel
+from mcodec.kernels.residual_block import affine_depthwise
 from mcodec.model.config import LEVELS, ModelConfig, StageConfig
-from mcodec.model.layers import ANCHORS, interpolate, pointwise, straight_through
+from mcodec.model.layers import ANCHORS, interpolate, pointwise
 
 LIMIT = 127  # activations and weights
 POINTWISE_SHIFT = 7
@@ -27,22 +29,22 @@ OFFSET_UNIT = 16
 SCALES = 128
 
 
-class _Requantize(torch.autograd.Function):
-    """Exact requantization; backward as a division and a clamp that never traps a unit outside its range."""
+class _Rounded(torch.autograd.Function):
+    """round(value * factor), clamped; backward as the product alone."""
 
     @staticmethod
-    def forward(ctx, acc: Tensor, shift: int, low: int, high: int) -> Tensor:  # type: ignore[no-untyped-def]
-        out: Tensor = kernel.requantize(acc, shift, low, high)
-        real = acc * 2.0**-shift
-        ctx.save_for_backward((real > high).to(torch.int8) - (real < low).to(torch.int8))
-        ctx.shift = shift
-        return out
+    def forward(ctx, value: Tensor, factor: float, limit: int) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.factor = factor
+        return (value * factor).round_().clamp_(-limit, limit)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        (outside,) = ctx.saved_tensors
-        # a gradient step goes against grad: outside the range keep only what leads back into it
-        return torch.where(outside * grad < 0, 0.0, grad * 2.0**-ctx.shift), None, None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        return grad * ctx.factor, None, None
+
+
+def _rounded(value: Tensor, factor: float, limit: int = LIMIT) -> Tensor:
+    out: Tensor = _Rounded.apply(value, factor, limit)  # type: ignore[no-untyped-call]
+    return out
 
 
 class IntegerLayer(nn.Module):
@@ -51,15 +53,14 @@ class IntegerLayer(nn.Module):
     def __init__(self, shape: tuple[int, ...], shift: int, low: int = -LIMIT, high: int = LIMIT) -> None:
         super().__init__()
         self.shift, self.low, self.high = shift, low, high
-        fan_in = int(torch.tensor(shape[1:]).prod())
+        fan_in = math.prod(shape[1:])
         self.weight = nn.Parameter(torch.randn(shape) * (2 / fan_in) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(shape[0]))
 
     def integers(self) -> tuple[Tensor, Tensor]:
         """(weight, bias) as integer-valued float32; what an export stores."""
-        weight = (self.weight * 2.0**self.shift).round().clamp(-LIMIT, LIMIT)
-        bias = (self.bias * (BIAS_UNIT * 2.0**self.shift)).round().clamp(-(2**22), 2**22)
-        return weight, bias
+        factor = 2.0**self.shift
+        return _rounded(self.weight, factor), _rounded(self.bias, BIAS_UNIT * factor, 2**22)
 
     @torch.no_grad()
     def load_integers(self, weight: Tensor, bias: Tensor) -> None:
@@ -74,14 +75,9 @@ class IntegerLayer(nn.Module):
             layer = kernel.depthwise if depthwise else kernel.pointwise
             with torch.autocast(x.device.type, enabled=False):  # it would round accumulators to bfloat16
                 return layer(x, weight, bias, self.shift, self.low, self.high)
-        weight = straight_through(weight, self.weight * 2.0**self.shift)
-        bias = straight_through(bias, self.bias * (BIAS_UNIT * 2.0**self.shift))
         with torch.autocast(x.device.type, enabled=False):
-            if depthwise:
-                acc = F.conv2d(x, weight[:, None], bias, padding=1, groups=x.shape[1])
-            else:
-                acc = pointwise(x, weight, bias)
-        out: Tensor = _Requantize.apply(acc, self.shift, self.low, self.high)  # type: ignore[no-untyped-call]
+            acc = affine_depthwise(x, weight[:, None], bias) if depthwise else pointwise(x, weight, bias)
+        out: Tensor = kernel.Requantize.apply(acc, self.shift, self.low, self.high)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -124,8 +120,7 @@ class QualityTable(nn.Module):
         return self._rounded(levels)
 
     def _rounded(self, level: Tensor) -> Tensor:
-        real = interpolate(self.anchors, level) * BIAS_UNIT
-        return straight_through(real.round().clamp(-LIMIT, LIMIT), real)
+        return _rounded(interpolate(self.anchors, level), BIAS_UNIT)
 
     def forward(self, level: Tensor) -> Tensor:
         if len(self.rows):

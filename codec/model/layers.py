@@ -6,21 +6,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mcodec.kernels.residual_block import affine_depthwise, scaled_add
 from mcodec.model.config import LEVELS, ModelConfig
 
 #: Learned functions of quality are piecewise linear between this many anchors.
 ANCHORS = 9
 
 
+def shares(level: Tensor) -> Tensor:
+    """Weights of the anchors at quality levels `[B]`, float 0..255: `[B, ANCHORS]`, for many `interpolate`."""
+    place = level.float()[:, None] * ((ANCHORS - 1) / (LEVELS - 1))
+    return (1 - (place - torch.arange(ANCHORS, device=level.device)).abs()).clamp(min=0)
+
+
 def interpolate(anchors: Tensor, level: Tensor) -> Tensor:
     """Rows of a quality table.
 
-    anchors: `[ANCHORS, C]`; level: `[B]` float, 0..255. Returns `[B, C]`.
+    anchors: `[ANCHORS, C]`; level: `[B]` float, 0..255, or their `shares`. Returns `[B, C]`.
     """
-    place = level.to(anchors.dtype) * ((ANCHORS - 1) / (LEVELS - 1))
-    low = place.floor().clamp(0, ANCHORS - 2)
-    index, fraction = low.long(), (place - low)[:, None]
-    return anchors[index] * (1 - fraction) + anchors[index + 1] * fraction
+    weights = level if level.dim() == 2 else shares(level)
+    return (weights.to(anchors.dtype)[:, :, None] * anchors).sum(1)
 
 
 def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
@@ -41,16 +46,23 @@ class Pointwise(nn.Module):
         self.weight = nn.Parameter(torch.zeros(cout, cin) if zero else torch.randn(cout, cin) * cin**-0.5)
         self.bias = nn.Parameter(torch.zeros(cout))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return pointwise(x, self.weight, self.bias)
+    def forward(self, x: Tensor, reads: Tensor | None = None, writes: Tensor | None = None) -> Tensor:
+        """reads `[I]` divides what comes in, writes multiplies what goes out: on the matrix, not on the picture."""
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if reads is not None:
+            weight = weight / reads
+        if writes is not None:
+            weight, bias = weight * writes, bias * writes
+        return pointwise(x, weight, bias)
 
 
 class Exact1x1(Pointwise):
     """1x1 convolution kept in float32: the linear paths carry the picture itself."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, reads: Tensor | None = None, writes: Tensor | None = None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+            return super().forward(x.float(), reads, writes)
 
     @torch.no_grad()
     def start_linear(self, matrix: Tensor, row: int = 0, col: int = 0) -> None:
@@ -92,6 +104,11 @@ class Spatial(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1, groups=channels)
         with torch.no_grad():
             self.weight.mul_(0.5)[:, 0, 1, 1] += 1
+
+    def forward(self, x: Tensor, factor: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Of x * factor + shift."""
+        assert self.bias is not None
+        return affine_depthwise(x, self.weight, self.bias, factor, shift)
 
 
 #: Share of the gradient that a closed position of a gate passes on.
@@ -142,11 +159,18 @@ class Body(nn.Sequential):
         self.register_buffer("writes", torch.ones(()))
 
     def forward(self, x: Tensor, scale: Tensor | float = 0.0, shift: Tensor | None = None) -> Tensor:
-        factor = (1 + scale) / self.reads[:, None, None]
-        y = x * factor if shift is None else torch.addcmul(shift, x, factor)
-        for layer in self:
+        first, *between, last = self
+        if isinstance(first, Pointwise) and shift is None:
+            y = first(x, self.reads)
+        else:
+            factor = (1 + scale) / self.reads[:, None, None]
+            if isinstance(first, Spatial):
+                y = first(x, factor, shift)
+            else:
+                y = first(x * factor if shift is None else torch.addcmul(shift, x, factor))
+        for layer in between:
             y = layer(y)
-        return y * self.writes
+        return last(y, writes=self.writes) if isinstance(last, Pointwise) else last(y) * self.writes
 
     @torch.no_grad()
     def resize(self, reads: Tensor, writes: float) -> None:
@@ -198,7 +222,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         scale, shift = interpolate(self.film, level)[:, :, None, None].chunk(2, dim=1)
         added: Tensor = self.body(x, scale, shift)
-        return x + (self.response(level) * added if self.response else added)
+        return scaled_add(x, added, self.response(level)) if self.response else x + added
 
     @torch.no_grad()
     def resize(self, reads: Tensor, writes: float) -> None:

@@ -126,7 +126,7 @@ class Codebooks(nn.Module):
     def count(self, codes: Tensor, decay: float = 0.9) -> None:
         """Moving histogram of code use; the static prior's weights."""
         groups, size = self.counts.shape
-        flat = codes.transpose(0, 1).flatten(1) + torch.arange(groups, device=codes.device)[:, None] * size
-        fresh = torch.bincount(flat.flatten(), minlength=groups * size).reshape(groups, size)
-        self.counts.lerp_(fresh.to(self.counts.dtype), 1 - decay)
+        flat = (codes.transpose(0, 1).flatten(1) + torch.arange(groups, device=codes.device)[:, None] * size).flatten()
+        fresh = torch.zeros_like(self.counts).view(-1).index_add_(0, flat, self.counts.new_ones(flat.shape))
+        self.counts.lerp_(fresh.view_as(self.counts), 1 - decay)
         self.log_weights.data.copy_((self.counts + 1e-2).log())
