@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import math
 import tarfile
 from pathlib import Path
 
@@ -140,6 +142,41 @@ def test_frozen_phase_leaves_the_encoder(config: TrainConfig) -> None:
     trainer.train_step()
     changed = {k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and not any(k.startswith("analysis.") or ".posterior." in k for k in changed)
+
+
+def test_steps_on_a_gpu_are_replayed(config: TrainConfig, gpu: torch.device) -> None:
+    config = config.updated(device="cuda", noise_steps=8, hard_steps=8, frozen_steps=8, learning_rate=1e-3)
+    trainer = Trainer(config)
+    losses: dict[str, list[float]] = {}
+    while trainer.step < config.steps:
+        before = {k: v.detach().clone() for k, v in trainer.parameters.items()}
+        row = trainer.train_step()
+        losses.setdefault(row["phase"], []).append(row["loss"])
+        moved = {k for k, v in trainer.parameters.items() if not torch.equal(v, before[k])}
+        assert any("synthesis" in k for k in moved)
+        assert any("analysis" in k for k in moved) == (row["phase"] != "frozen")
+    for phase, values in losses.items():
+        assert len(set(values)) == len(values) == 8, f"{phase}: {values}"  # each step has a batch of its own
+        assert all(map(math.isfinite, values))
+    assert trainer.bad_steps == 0
+
+
+def test_a_gpu_trains_what_a_cpu_trains(config: TrainConfig, gpu: torch.device) -> None:
+    """Bits and gradients of one batch, without bfloat16."""
+    one = Trainer(config.updated(device="cpu"))
+    x, level = one.crops.next(), one._levels(config.batch)
+    other = copy.deepcopy(one.model).to(gpu)
+    found = []
+    for model, device in ((one.model, torch.device("cpu")), (other, gpu)):
+        torch.manual_seed(0)
+        out = model(x.to(device), level.to(device), "noise")
+        (sum(bits.sum() for bits in out.stage_bits) * 0 + (out.picture - x.to(device)).square().sum()).backward()
+        grads = {k: p.grad.cpu() for k, p in model.named_parameters() if p.grad is not None}
+        found.append((torch.stack(out.stage_bits).cpu(), out.picture.detach().cpu(), grads))
+    assert (found[0][0] - found[1][0]).abs().max() < 0.02 * found[0][0].max()
+    assert (found[0][1] - found[1][1]).abs().mean() < 1e-3
+    for name, grad in found[0][2].items():
+        assert (grad - found[1][2][name]).norm() <= 0.1 * grad.norm() + 1e-4, name
 
 
 def test_exported_weights_hold_the_same_codec(config: TrainConfig, tmp_path: Path) -> None:

@@ -136,16 +136,16 @@ def _stages(*refine: int) -> tuple[StageConfig, ...]:
     return tuple(replace(stage, refine=count) for stage, count in zip(_STAGES, refine, strict=True))
 
 
-_CASCADE = ModelConfig(
-    name="cascade",
-    stages=_stages(1, 2, 3, 1, 1, 1, 2),
-    channels={64: 128, 32: 192, 16: 192, 8: 192, 4: 64},
-    analysis_blocks={4: 2, 8: 4, 16: 3, 32: 2, 64: 1},
-    synthesis_blocks={4: 3},
-)
-
 PRESETS: dict[str, ModelConfig] = {
-    "cascade": _CASCADE,
+    "cascade": ModelConfig(
+        name="cascade",
+        stages=_stages(1, 2, 3, 1, 1, 1, 2),
+        channels={64: 192, 32: 256, 16: 256, 8: 224, 4: 96},
+        analysis_blocks={4: 2, 8: 4, 16: 3, 32: 2, 64: 1},
+        synthesis_blocks={4: 3},
+        lapped=True,
+        response=1.0,
+    ),
     "cascade-small": ModelConfig(
         name="cascade-small",
         stages=_stages(1, 1, 1, 0, 0, 0, 1),
@@ -155,8 +155,6 @@ PRESETS: dict[str, ModelConfig] = {
         context_channels=64,
         context_blocks=1,
     ),
-    # Candidate for the next release: blocks overlap from the start, and bodies answer in the size of the errors.
-    "cascade-lapped": replace(_CASCADE, name="cascade-lapped", lapped=True, response=1.0),
     # The method of McQuic as published: one histogram per sub-codebook, Gumbel-softmax, no rate term.
     "umgm": ModelConfig(
         name="umgm",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mcodec.errors import TrainingError
+from mcodec.model.cascade import BETA
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class TrainConfig:
     warmup: int = 300
     clip: float = 1.0  # gradient norm
     ema: float = 0.999
+    beta: float = BETA  # assignment weight of the codes in training; see mcodec.model.cascade
     commitment: float = 0.1  # weight of beta * |v - mu|^2 in bits per pixel
     balance: float = 0.7  # a picture's loss is divided by its own size to this power: all qualities count
     seed: int = 1

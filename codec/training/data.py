@@ -57,35 +57,52 @@ def load_pictures(sources: Iterable[str | Path], limit: int | None = None) -> li
 
 
 class Crops:
-    """Endless batches of random crops and flips, from its own generator so that a run can be resumed."""
+    """Endless batches of random crops and flips, drawn and cut on the device that holds the pictures.
+
+    On a CPU from a generator of its own so that a run can be resumed, on a GPU from the device's, which graphs replay.
+    """
 
     def __init__(self, pictures: list[Tensor], crop: int, batch: int, seed: int, device: torch.device) -> None:
-        self.pictures = [p.to(device) for p in pictures if min(p.shape[1:]) >= crop]
-        if not self.pictures:
-            raise TrainingError(f"no training picture is at least {crop}x{crop}")
-        self.crop, self.batch = crop, batch
-        self.generator = torch.Generator().manual_seed(seed)
+        self.crop, self.batch, self.device = crop, batch, device
+        self.pixels = torch.zeros((0, 3), dtype=torch.uint8, device=device)  # of all pictures, one after the other
+        self.places = torch.zeros((0, 3), dtype=torch.int64, device=device)  # first pixel, height and width of each
+        self.add(pictures)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                self.generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        else:
+            self.generator = torch.Generator().manual_seed(seed)
 
-    def _random(self, bound: int) -> int:
-        return int(torch.randint(bound, (), generator=self.generator))
+    def add(self, pictures: list[Tensor]) -> None:
+        """More pictures to draw from, uint8 `[3, H, W]`; smaller ones than a crop are left out."""
+        pictures = [p for p in pictures if min(p.shape[1:]) >= self.crop]
+        first, places = len(self.pixels), []
+        for picture in pictures:
+            places.append([first, *picture.shape[1:]])
+            first += picture[0].numel()
+        if not places and not len(self.places):
+            raise TrainingError(f"no training picture is at least {self.crop}x{self.crop}")
+        fresh = [picture.flatten(1).t().to(self.device) for picture in pictures]
+        self.pixels = torch.cat([self.pixels, *fresh])
+        self.places = torch.cat([self.places, torch.tensor(places, device=self.device).reshape(-1, 3)])
 
-    def _one(self) -> Tensor:
-        picture = self.pictures[self._random(len(self.pictures))]
-        top = self._random(picture.shape[1] - self.crop + 1)
-        left = self._random(picture.shape[2] - self.crop + 1)
-        out = picture[:, top : top + self.crop, left : left + self.crop]
-        flips = self._random(8)
-        if flips & 1:
-            out = out.flip(2)
-        if flips & 2:
-            out = out.flip(1)
-        if flips & 4:
-            out = out.transpose(1, 2)
-        return out
+    def next(self, count: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """`[count, 3, crop, crop]` float in -0.5..0.5, channels_last; a batch if nothing is said."""
+        count, generator, device, crop = count or self.batch, generator or self.generator, self.device, self.crop
 
-    def next(self) -> Tensor:
-        """`[batch, 3, crop, crop]` float in -0.5..0.5."""
-        return torch.stack([self._one() for _ in range(self.batch)]).float() / 255 - 0.5
+        def below(bound: int | Tensor) -> Tensor:
+            """Integers in 0..bound-1, `[count, 1, 1]`."""
+            share = torch.rand(count, 1, 1, generator=generator, device=device, dtype=torch.float64)
+            return (share * bound).long()
+
+        first, height, width = self.places[below(len(self.places))].unbind(3)
+        i = torch.arange(crop, device=device)[:, None]
+        i, j = (torch.where(below(2) == 1, crop - 1 - axis, axis) for axis in (i, i.t()))
+        turned = below(2) == 1
+        row, column = torch.where(turned, j, i), torch.where(turned, i, j)
+        top, left = below(height - crop + 1), below(width - crop + 1)
+        pixels = self.pixels[first + (top + row) * width + left + column]
+        return pixels.movedim(3, 1).float() / 255 - 0.5
 
 
 def validation_batch(pictures: list[Tensor], crop: int, count: int) -> Tensor:

@@ -16,8 +16,11 @@ from torch import distributed as dist
 
 from mcodec import entropy, weights
 from mcodec.errors import TrainingError
+from mcodec.kernels.backend import use_triton
+from mcodec.kernels.mixture_frequencies import MixtureTables
+from mcodec.kernels.pvq_assign import Prior, pvq_assign
 from mcodec.model import Cascade, preset
-from mcodec.model.cascade import BETA, Trained
+from mcodec.model.cascade import Trained
 from mcodec.model.config import LEVELS
 from mcodec.model.context import QualityTable
 from mcodec.model.layers import Exact1x1, Pointwise, Spatial
@@ -25,6 +28,7 @@ from mcodec.model.quantizer import Codebooks
 from mcodec.training import units
 from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, load_pictures, validation_batch
+from mcodec.training.replay import Replay
 
 #: What the encoder alone uses; frozen in the last phase.
 ENCODER_PARTS = ("analysis.", ".posterior.", ".correct")
@@ -92,10 +96,20 @@ class Trainer:
         # pointwise and depthwise layers are two to three times faster so, on CPUs as on GPUs
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.gumbel = self.model.config.assignment == "gumbel"
-        self._coded = self.device.type == "cpu" and self.model.config.prior == "mixture" and entropy.backend() == "c"
+        on_cpu = self.device.type == "cpu"
+        fast = entropy.backend() == "c" if on_cpu else use_triton(self.device)
+        self._assign = self._hard_codes if fast and self.model.config.prior == "mixture" else None
+        self._phase = ""
+        #: The phase's step as a CUDA graph; several processes or other optimizers take plain steps.
+        self._replay: Replay[dict[str, Any]] | None = None
+        self._replayed = not on_cpu and self.world == 1 and config.optimizer == "adam"
+        if not on_cpu:
+            # integers of 8 bits are exact in TF32, and 11 bits of a pixel are more than a codec keeps
+            torch.backends.cuda.matmul.allow_tf32 = True
         torch.manual_seed(config.seed + 1 + self.rank)
         self.optimizers = self._optimizers()
-        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+        self.parameters = dict(self.model.named_parameters())
+        self.average = {k: v.detach().clone() for k, v in self.parameters.items()}
         self.crops = Crops(
             load_pictures(config.data), config.crop, config.batch, config.seed + self.rank, self.device
         )
@@ -104,7 +118,7 @@ class Trainer:
             pictures = load_pictures(config.validation, config.validation_pictures)
             self.validation = validation_batch(pictures, min(config.crop, 256), len(pictures)).to(self.device)
         self.step = 0
-        self.bad_steps = 0
+        self.bad_steps = torch.zeros((), device=self.device)  # in a row
         #: Cost so far, that of the weights the run starts from included.
         card = weights.read_card(weights.find(config.init)) if config.init else {}
         self.seconds = 3600.0 * card.get("training_hours", 0)
@@ -142,20 +156,30 @@ class Trainer:
             ]
 
         parameters = list(self.model.parameters())
+        fused = {"fused": True, "capturable": True} if self._replayed else {}
         out: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(groups([p for p in parameters if id(p) not in soaped]), betas=betas)
+            torch.optim.Adam(groups([p for p in parameters if id(p) not in soaped]), betas=betas, **fused)
         ]
         if soaped:
             out.append(_soap(groups([p for p in parameters if id(p) in soaped]), betas))
         return out
 
+    def _set_rates(self, factor: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if not self._replayed:
+                    group["lr"] = factor * group["base"]
+                elif isinstance(group["lr"], Tensor):  # its address is part of the graph
+                    group["lr"].fill_(factor * group["base"])
+                else:
+                    group["lr"] = torch.tensor(factor * group["base"], device=self.device)
+
     # ---- one step -----------------------------------------------------------------------------------------
 
     def _levels(self, count: int) -> Tensor:
         """One level from each of `count` equal ranges, in random order: batches differ less than by plain chance."""
-        generator = self.crops.generator
-        place = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-        return (place * (LEVELS / count)).floor().to(self.device)
+        order, place = torch.rand(2, count, generator=self.crops.generator, device=self.device)
+        return ((order.argsort() + place) * (LEVELS / count)).floor()
 
     def _loss(self, out: Trained, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, squared error per picture)."""
@@ -165,74 +189,102 @@ class Trainer:
         loss = lam * 255**2 * error
         if not self.gumbel:
             assert out.commitment is not None
-            beta = self.config.commitment * BETA / math.log(2)
+            beta = self.config.commitment * self.config.beta / math.log(2)
             loss = loss + (out.bits + beta * out.commitment) / pixels
         weight = loss.detach().clamp(min=1e-4) ** -self.config.balance  # BD-rate is of relative changes too
         assert out.overload is not None
         return (weight * loss).mean() + OVERLOAD * out.overload / (pixels * len(x)), error.detach()
 
-    def train_step(self) -> dict[str, Any]:
-        """One optimizer step; returns what a log line holds."""
+    def train_step(self, quiet: bool = False) -> dict[str, Any]:
+        """One optimizer step; returns what a log line holds.
+
+        quiet: returns nothing and does not wait for the device.
+        """
         config, phase = self.config, self.config.phase(self.step, self.gumbel)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not (phase == "frozen" and _is_encoder(name)))
+        if phase != self._phase:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(not (phase == "frozen" and _is_encoder(name)))
+            self._phase, self._replay = phase, None
         factor = config.rate(self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = factor * group["base"]
-        x, level = self.crops.next().to(memory_format=torch.channels_last), self._levels(config.batch)
+        self._set_rates(factor)
         mode = "hard" if phase == "frozen" else phase
         if self.step == 0:
             self._calibrate(mode)
+        if not self._replayed:
+            values = self._work(mode)
+        else:
+            if self._replay is None:
+                self._replay = Replay(lambda: self._work(mode), self.device)
+            values = self._replay()
+        self._update_average()
+        self.step += 1
+        self.pixels += config.batch * config.crop**2 * self.world
+        return {} if quiet else self._row(values, phase, factor)
+
+    def _work(self, mode: str) -> dict[str, Any]:
+        """Forward and backward of a batch and the optimizers' step; on a GPU without waiting for it."""
+        config = self.config
+        x, level = self.crops.next(), self._levels(config.batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            out = self.model(x, level, mode, assign=self._hard_codes if self._coded else None)
+            out = self.model(x, level, mode, assign=self._assign, beta=config.beta)
             loss, error = self._loss(out, x, level)
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         self._reduce()
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
-        if math.isfinite(norm):  # a step that overflowed is skipped, not spread
-            for optimizer in self.optimizers:
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        # a step that overflowed is skipped, not spread
+        bad = (~norm.isfinite()).float()
+        self.bad_steps.copy_((self.bad_steps + 1) * bad)
+        for optimizer in self.optimizers:
+            if self._replayed:
+                optimizer.found_inf = bad  # type: ignore[attr-defined]  # what a gradient scaler sets
                 optimizer.step()
-            self.bad_steps = 0
-        else:
-            self.bad_steps += 1
-            if self.bad_steps >= MAX_BAD_STEPS:
-                raise TrainingError(f"gradients are not finite since {self.bad_steps} steps (step {self.step})")
-        self._update_average()
-        self.step += 1
-        self.pixels += x.shape[0] * x.shape[2] * x.shape[3] * self.world
-        per_pixel = x.shape[2] * x.shape[3]
+            elif not bad:
+                optimizer.step()
+        return {
+            "loss": loss.detach(), "bits": torch.stack([b.mean() for b in out.stage_bits]), "error": error,
+            "used": out.used, "norm": norm, "bad": self.bad_steps,
+        }  # fmt: skip
+
+    def _row(self, values: dict[str, Any], phase: str, factor: float) -> dict[str, Any]:
+        """Numbers of a step as a log line holds them."""
+        if int(values["bad"]) >= MAX_BAD_STEPS:
+            raise TrainingError(f"gradients are not finite since {MAX_BAD_STEPS} steps or more (step {self.step})")
+        stages = [float(bits) / self.config.crop**2 for bits in values["bits"]]
         return {
             "step": self.step,
             "phase": phase,
-            "loss": float(loss.detach()),
-            "bpp": float(sum(b.mean() for b in out.stage_bits)) / per_pixel,
-            "psnr": float(-10 * error.log10().mean()),
-            "stage_bpp": [float(b.mean()) / per_pixel for b in out.stage_bits],
-            "used": out.used,
-            "norm": norm,
+            "loss": float(values["loss"]),
+            "bpp": sum(stages),
+            "psnr": float(-10 * values["error"].log10().mean()),
+            "stage_bpp": stages,
+            "used": [float(share) for share in values["used"]],
+            "norm": float(values["norm"]),
             "rate": factor,
         }
 
     @torch.no_grad()
     def _hard_codes(self, index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
         """Codes by the entropy coder's own law: what a file would hold, several times faster than in torch."""
-        book = self.model.stage(index).codebooks
-        codewords, log_weights, _ = (t.numpy() for t in book.integers())
-        tables = entropy.PriorTables(codewords, log_weights, self.model.precision.numpy())
+        book, beta = self.model.stage(index).codebooks, self.config.beta
+        codewords, log_weights, _ = book.integers()
         assert offset is not None and scale is not None
         prior = book.vectors(offset.detach()), book.vectors(scale.detach())
-        coder = entropy.batch_encoder(len(latents), self.device)
-        codes = coder.choose(tables, *prior, book.vectors(latents), book.codewords, BETA)
+        if self.device.type == "cpu":
+            arrays = entropy.PriorTables(codewords.numpy(), log_weights.numpy(), self.model.precision.numpy())
+            coder = entropy.batch_encoder(len(latents), self.device)
+            codes = coder.choose(arrays, *prior, book.vectors(latents), book.codewords, beta)
+        else:  # without the arrays, for which a graph would have to wait
+            tables = MixtureTables.build(codewords, log_weights, self.model.precision)
+            of_symbols = Prior(tables, prior[0].to(torch.int16), prior[1].to(torch.uint8))
+            codes = pvq_assign(book.vectors(latents), book.codewords, beta, prior=of_symbols)
         return codes.long().unflatten(2, latents.shape[-2:])
 
     @torch.no_grad()
     def _calibrate(self, mode: str) -> None:
         """Fit unit sizes, and a fresh model's gains, to pictures of their own, the same in every process."""
         config, device = self.config, self.device
-        crops = Crops(self.crops.pictures, config.crop, CALIBRATION_CROPS, config.seed, device).next()
-        crops = crops.to(memory_format=torch.channels_last)
+        crops = self.crops.next(CALIBRATION_CROPS, torch.Generator(device).manual_seed(config.seed))
 
         def run() -> None:
             for level in VALIDATION_LEVELS:
@@ -266,8 +318,7 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        for name, parameter in self.model.named_parameters():
-            self.average[name].lerp_(parameter, 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), [self.parameters[name] for name in self.average], 1 - decay)
 
     # ---- validation ---------------------------------------------------------------------------------------
 
@@ -278,29 +329,31 @@ class Trainer:
             return {}
         phase = self.config.phase(max(0, self.step - 1), self.gumbel)
         mode = "hard" if phase == "frozen" else phase
-        state = torch.get_rng_state()  # validation must not change the run
         current = {k: v.detach().clone() for k, v in self.model.named_parameters()}
-        self._assign(self.average)
+        self._set(self.average)
         x, rows = self.validation, []
-        for level in VALIDATION_LEVELS:
-            bits = error = 0.0
-            for part in x.split(4):
-                out = self.model(part, torch.full((len(part),), level, device=self.device), mode)
-                bits += float(sum(b.sum() for b in out.stage_bits))
-                mse = (out.picture.clamp(-0.5, 0.5) - part).square().mean((1, 2, 3))
-                error += float((-10 * mse.log10()).sum())
-            rows.append({"level": level, "bpp": bits / x[:, 0].numel(), "psnr": error / len(x)})
-        part, middle = x[:4], torch.full((len(x[:4]),), VALIDATION_LEVELS[2], device=self.device)
-        dead = units.dead(self.model, lambda: self.model(part, middle, mode))
-        self._assign(current)
-        torch.set_rng_state(state)
+        with torch.random.fork_rng():  # validation must not change the run
+            for level in VALIDATION_LEVELS:
+                bits = error = 0.0
+                for part in x.split(4):
+                    out = self.model(
+                        part, torch.full((len(part),), level, device=self.device), mode, assign=self._assign,
+                        beta=self.config.beta,
+                    )
+                    bits += float(sum(b.sum() for b in out.stage_bits))
+                    mse = (out.picture.clamp(-0.5, 0.5) - part).square().mean((1, 2, 3))
+                    error += float((-10 * mse.log10()).sum())
+                rows.append({"level": level, "bpp": bits / x[:, 0].numel(), "psnr": error / len(x)})
+            part, middle = x[:4], torch.full((len(x[:4]),), VALIDATION_LEVELS[2], device=self.device)
+            dead = units.dead(self.model, lambda: self.model(part, middle, mode, assign=self._assign))
+        self._set(current)
         score = sum(
             math.log2(r["bpp"] + 1e-9) - (r["psnr"] - 32) / 6.02 * 2 for r in rows
         ) / len(rows)  # falls by 1 when the rate halves at equal PSNR, roughly
         return {"step": self.step, "validation": rows, "score": score, "dead": dead}
 
     @torch.no_grad()
-    def _assign(self, values: dict[str, Tensor]) -> None:
+    def _set(self, values: dict[str, Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
             parameter.copy_(values[name])
 
@@ -332,6 +385,8 @@ class Trainer:
             raise TrainingError(f"cannot read checkpoint {path}: {error}") from error
         self.model.load_state_dict(state["model"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            for group, own in zip(values["param_groups"], optimizer.param_groups, strict=True):
+                group.update({k: own[k] for k in ("lr", "fused", "capturable") if k in own})  # those of this device
             optimizer.load_state_dict(values)
         self.average = {k: v.to(self.device) for k, v in state["average"].items()}
         self.step, self.seconds, self.pixels = state["step"], state["seconds"], state["pixels"]
@@ -361,15 +416,17 @@ class Trainer:
                 report(row)
 
             while self.step < self.config.steps:
-                row = self.train_step()
+                # a device that runs ahead of its host is not waited for
+                row = self.train_step(quiet=self._replayed and (self.step + 1) % self.config.log_every != 0)
                 now = time.monotonic()
                 self.seconds = before + now - began
-                row["seconds"] = round(self.seconds, 1)
+                if row:
+                    row["seconds"] = round(self.seconds, 1)
                 stop = self._agree(bool(self.config.minutes) and now - began > self.config.minutes * 60)
                 last = stop or self.step == self.config.steps
                 if last or self.step % self.config.log_every == 0:
                     write(row)
-                else:
+                elif row:
                     report(row)
                 if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
                     write(self.validate())
