@@ -134,6 +134,17 @@ def test_levels_of_a_batch_are_spread(config: TrainConfig) -> None:
         assert levels.sort().values.div(64).floor().tolist() == [0, 1, 2, 3]
 
 
+def test_score_is_the_rate_at_equal_quality() -> None:
+    psnr, bpp = [27.0, 30.0, 33.0, 36.0, 41.0], [0.1, 0.2, 0.4, 0.8, 2.0]
+    score = Trainer._score(psnr, bpp)
+    assert Trainer._score(psnr, [value / 2 for value in bpp]) == pytest.approx(score - 1)
+    assert Trainer._score(psnr[::-1], bpp[::-1]) == pytest.approx(score)
+    # other points of the same curve
+    assert Trainer._score([26.0, 28.5, 33.0, 36.0, 41.0], [0.1 * 2 ** (-1 / 3), 0.1 * 2**0.5, *bpp[2:]]) == (
+        pytest.approx(score)
+    )
+
+
 def test_frozen_phase_leaves_the_encoder(config: TrainConfig) -> None:
     trainer = Trainer(config.updated(noise_steps=1, hard_steps=1, frozen_steps=1))
     trainer.train_step()

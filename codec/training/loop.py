@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from bisect import bisect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ from mcodec.training.replay import Replay
 ENCODER_PARTS = ("analysis.", ".posterior.", ".correct")
 #: Levels at which validation is measured.
 VALIDATION_LEVELS = (25, 76, 127, 178, 229)
+
+#: PSNRs at which the rate of a validation is compared.
+SCORED = (28.0, 31.0, 34.0, 37.0, 40.0)
 
 #: Crops from which the initial gains are set.
 CALIBRATION_CROPS = 32
@@ -347,10 +351,17 @@ class Trainer:
             part, middle = x[:4], torch.full((len(x[:4]),), VALIDATION_LEVELS[2], device=self.device)
             dead = units.dead(self.model, lambda: self.model(part, middle, mode, assign=self._assign))
         self._set(current)
-        score = sum(
-            math.log2(r["bpp"] + 1e-9) - (r["psnr"] - 32) / 6.02 * 2 for r in rows
-        ) / len(rows)  # falls by 1 when the rate halves at equal PSNR, roughly
+        score = self._score([r["psnr"] for r in rows], [r["bpp"] for r in rows])
         return {"step": self.step, "validation": rows, "score": score, "dead": dead}
+
+    @staticmethod
+    def _score(psnr: list[float], bpp: list[float]) -> float:
+        """Mean log2 of the rate at SCORED, read off the curve (its end segments go on): -1 where half the bits do."""
+        order = sorted(range(len(psnr)), key=psnr.__getitem__)
+        x, y = [psnr[i] for i in order], [math.log2(bpp[i] + 1e-9) for i in order]
+        places = [min(max(bisect(x, at), 1), len(x) - 1) for at in SCORED]
+        slopes = [(y[i] - y[i - 1]) / max(x[i] - x[i - 1], 1e-6) for i in places]
+        return sum(y[i] + k * (at - x[i]) for at, i, k in zip(SCORED, places, slopes, strict=True)) / len(SCORED)
 
     @torch.no_grad()
     def _set(self, values: dict[str, Tensor]) -> None:
