@@ -85,6 +85,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
             kernel[grid](*args, enable_fp_fusion=True, **meta)
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device; where that is a GPU, without waiting for the work that is queued there.
+
+    Only page-locked memory is copied behind the host's back; the allocator keeps it until the copy is made.
+    """
+    if device.type != "cuda" or tensor.numel() == 0:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def warps(elements: int) -> int:
     """Warps for a tile: 8 elements per thread, 1 to 16 warps."""
     return max(1, min(16, elements // 256))

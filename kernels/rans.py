@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mcodec.kernels.backend import jit, launch, tl, use_triton, warps
+from mcodec.kernels.backend import jit, launch, tl, upload, use_triton, warps
 from mcodec.kernels.mixture_frequencies import (
     BLOCK,
     MixtureTables,
@@ -243,7 +243,7 @@ def rans_encode(
     block = min(32, max_lanes)
     launch(
         _encode_kernel, (max_lanes // block, batch), start.contiguous(), freq.contiguous(), counts.contiguous(),
-        torch.tensor(firsts, dtype=torch.int64, device=start.device), lanes, states, words, size, len(firsts),
+        upload(torch.tensor(firsts, dtype=torch.int64), start.device), lanes, states, words, size, len(firsts),
         max_lanes, LANES=block, num_warps=1,
     )
     return states, words

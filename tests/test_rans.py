@@ -81,6 +81,25 @@ def test_streams_of_every_coder(
             assert found[item].tolist() == stages[index][2].tolist()
 
 
+def test_where_stages_end(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder knows what its decoder has read after each stage."""
+    monkeypatch.setattr(coder, "SURPRISE_PER_LANE", 5 << 16)
+    batch = batch_of(4, 9, 2, 23)
+    encoder = TensorEncoder(len(batch), device)
+    for index, (tables, _, _) in enumerate(batch[0]):
+        offset, scale, codes = stacked(batch, index, device)
+        assert codes is not None
+        encoder.add_stage(tables, offset, scale, codes)
+    encoder.seal()
+    decoder, reads = TensorDecoder(encoder.finish(), device), []
+    for index, (tables, _, codes) in enumerate(batch[0]):
+        offset, scale, _ = stacked(batch, index, device)
+        decoder.decode_stage(tables, offset, scale, (codes.shape[0], codes.shape[1]))
+        reads.append(decoder.words_read.tolist())
+    assert encoder.stage_words() == [list(read) for read in zip(*reads, strict=True)]
+    assert min(reads[0]) > 0
+
+
 def test_nothing(device: torch.device) -> None:
     empty = bytes.fromhex("00000000000100")
     assert TensorEncoder(2, device).finish() == [empty, empty]

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from mcodec.entropy import coder
 from mcodec.entropy.coder import Decoder, Encoder, PriorTables, assign, parse
 from mcodec.entropy.rans import STATE_BYTES
-from mcodec.kernels.backend import use_triton
+from mcodec.kernels.backend import upload, use_triton
 from mcodec.kernels.mixture_frequencies import TOTAL, MixtureTables, mixture_frequencies
 from mcodec.kernels.pvq_assign import Prior, pvq_assign
 from mcodec.kernels.rans import LOWEST, RansStreams, coded_order, rans_decode, rans_encode
@@ -52,8 +53,17 @@ class BatchEncoder(Protocol):
     def add_stage(self, tables: PriorTables, offset: Tensor | None, scale: Tensor | None, codes: Tensor) -> None:
         """Adds the next stage's codes `[B, M, P]`, in 0..K-1 and 0 where skipped, at some or all positions."""
 
+    def seal(self) -> None:
+        """No stage follows: on a GPU what is left to do is queued, and the host goes on."""
+
     def finish(self) -> list[bytes]:
-        """The streams, one per tile."""
+        """The streams, one per tile; seals."""
+
+    def stage_words(self) -> list[list[int]] | None:
+        """Of each stream the 16-bit words that its decoder has read at the end of each stage; after `finish`.
+
+        None where that shows only in decoding.
+        """
 
 
 class BatchDecoder(Protocol):
@@ -132,9 +142,15 @@ class ArrayEncoder:
         for item, single in enumerate(self._coders):
             single.add_stage(tables, *_context(offset, scale, item), codes[item].to(torch.int32).cpu().numpy())
 
+    def seal(self) -> None:
+        """See `BatchEncoder`."""
+
     def finish(self) -> list[bytes]:
         """See `BatchEncoder`."""
         return [single.finish() for single in self._coders]
+
+    def stage_words(self) -> None:
+        """See `BatchEncoder`."""
 
 
 class ArrayDecoder:
@@ -184,6 +200,8 @@ class TensorEncoder:
         self._batch, self._device = batch, device
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []  # start and freq [B, n] in coding order, count [B]
         self._surprise = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._sealed: tuple[Tensor, Tensor] | None = None  # log2 of lanes, words, words by stage; rows of words
+        self._stage_words: list[list[int]] = []
 
     def choose(
         self,
@@ -210,8 +228,10 @@ class TensorEncoder:
         self._parts.append((start.gather(1, at), freq.gather(1, at), count))
         self._surprise += count * TOTAL - freq.sum(1)  # freq is 0 where skipped
 
-    def finish(self) -> list[bytes]:
-        """See `BatchEncoder`. The one transfer to the host, in two steps: sizes, then words."""
+    def seal(self) -> None:
+        """See `BatchEncoder`."""
+        if self._sealed is not None:
+            return
         empty = torch.zeros((self._batch, 0), dtype=torch.int32, device=self._device)
         start, freq = (torch.cat([empty, *(part[i] for part in self._parts)], 1) for i in (0, 1))
         sizes = [part[0].shape[1] for part in self._parts]
@@ -227,18 +247,37 @@ class TensorEncoder:
         # one row of words per stream: its states, then what its symbols put; the last column takes the rest
         put = words >= 0
         head = _STATE_WORDS * lanes[:, None]
-        length = head[:, 0] + put.sum(1)
+        behind = F.pad(put.cumsum(1), (1, 0))
+        length = head[:, 0] + behind[:, -1]
         rest = _STATE_WORDS * max_lanes + words.shape[1]
         out = torch.zeros((self._batch, rest + 1), dtype=torch.int32, device=self._device)
-        out.scatter_(1, torch.where(put, head + put.cumsum(1) - 1, rest), words)
+        out.scatter_(1, torch.where(put, head + behind[:, 1:] - 1, rest), words)
         pieces = torch.stack([states >> 16 * i & 0xFFFF for i in range(_STATE_WORDS)], 2).flatten(1)
         at = torch.arange(pieces.shape[1], device=self._device).expand_as(pieces)
         out.scatter_(1, torch.where(at < head, at, rest), pieces.int())
 
-        found = torch.stack([log2, length], 1).tolist()
-        longest = max((n for _, n in found), default=0)
-        data = out[:, :longest].to(torch.int16).cpu().numpy().astype("<i2", copy=False)
-        return [bytes([log]) + row[:n].tobytes() for row, (log, n) in zip(data, found, strict=True)]
+        # a decoder reads a word right after the symbol beside which it was put
+        reads = [behind[:, first + size] for first, size in zip(firsts, sizes, strict=True)]
+        self._sealed = torch.stack([log2, length, *reads], 1), out.to(torch.int16)
+        self._parts.clear()
+
+    def finish(self) -> list[bytes]:
+        """See `BatchEncoder`."""
+        self.seal()
+        return self.fetch()
+
+    def fetch(self) -> list[bytes]:
+        """`finish` of what is sealed: the one transfer to the host, in two steps, sizes, then words."""
+        assert self._sealed is not None
+        found, out = self._sealed[0].tolist(), self._sealed[1]
+        self._stage_words = [reads for _, _, *reads in found]
+        longest = max((n for _, n, *_ in found), default=0)
+        data = out[:, :longest].cpu().numpy().astype("<i2", copy=False)
+        return [bytes([log]) + row[:n].tobytes() for row, (log, n, *_) in zip(data, found, strict=True)]
+
+    def stage_words(self) -> list[list[int]]:
+        """See `BatchEncoder`."""
+        return self._stage_words
 
 
 class TensorDecoder:
@@ -255,10 +294,10 @@ class TensorDecoder:
             padded[item, : len(words) // 2] = words.view("<u2")
         self._device = device
         self._streams = RansStreams(
-            torch.from_numpy(padded).to(device),
-            torch.tensor(limits, dtype=torch.int64, device=device),
-            torch.tensor(lanes, dtype=torch.int64, device=device),
-            torch.from_numpy(states).to(device),
+            upload(torch.from_numpy(padded), device),
+            upload(torch.tensor(limits, dtype=torch.int64), device),
+            upload(torch.tensor(lanes, dtype=torch.int64), device),
+            upload(torch.from_numpy(states), device),
             torch.zeros(len(heads), dtype=torch.int64, device=device),
         )
 
