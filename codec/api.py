@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from mcodec import batch, container, decoding, encoding, weights
 from mcodec.batch import Result
 from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header
-from mcodec.engine import Engine, prior_tables
+from mcodec.engine import Engine, batch_pixels, prior_tables
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, to_raster
 from mcodec.model import Cascade, level_of, search
@@ -46,6 +46,8 @@ class Codec:
     tile: side of the tiles that `encode` makes, in pixels: 64 times a power of two, a multiple of the coarsest stride.
     tile_workers: threads that work on the tiles of a large picture on a CPU; each takes some 300 MB. They change the
     time, never a byte.
+    batch_pixels: so many pixels of tiles or pictures of one size go through the networks together; by default what
+    suits the device and its memory.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Codec:
         self.bf16 = bf16
         self.tile = max(container.TILE, model.config.multiple)
         self.tile_workers = 2 if self.device.type == "cpu" else 1
+        self.batch_pixels = batch_pixels(self.device)
         self._tables = prior_tables(self.model)
 
     @property
@@ -66,7 +69,9 @@ class Codec:
 
     def _engine(self) -> Engine:
         """What codes tiles, with the settings of now."""
-        return Engine(self.model, self._tables, self.device, self.bf16, self.tile, self.tile_workers)
+        return Engine(
+            self.model, self._tables, self.device, self.bf16, self.tile, self.tile_workers, self.batch_pixels
+        )
 
     # ---- encoding -----------------------------------------------------------------------------------------
 
@@ -90,7 +95,10 @@ class Codec:
         metadata: str = "all",
         effort: int = search.DEFAULT,
     ) -> list[bytes]:
-        """`encode` for pictures of any sizes; those of equal padded size share one pass. Order is kept."""
+        """`encode` for pictures of any sizes; those of equal padded size share one pass. Order is kept.
+
+        The pixels of a torch tensor of uint8 that lies on the codec's GPU do not leave it, but for alpha.
+        """
         return [data for data, _ in self._files(images, quality, metadata, effort)]
 
     def encode_with_codes(
@@ -129,7 +137,7 @@ class Codec:
             )
             for raster, level, payload in zip(rasters, levels, payloads, strict=True)
         ]
-        return list(zip(files, canvases, strict=True))
+        return [(file, [stage.cpu() for stage in canvas]) for file, canvas in zip(files, canvases, strict=True)]
 
     def encode_iter(
         self,
@@ -214,6 +222,22 @@ class Codec:
     ) -> list[Image.Image]:
         """`decode` for files of any sizes; those of equal padded size share one pass. Order is kept."""
         return [raster.image() for raster in self._rasters([self._open(d, max_pixels) for d in data])]
+
+    def decode_tensors(
+        self, data: Sequence[bytes], max_pixels: int | None = container.MAX_DECODED_PIXELS
+    ) -> list[Tensor]:
+        """`decode_batch` without the way to the host: uint8 `[3, H, W]` each, on the codec's device.
+
+        Grey is the same in all channels, 16 bits come as their upper 8; alpha and metadata are left out. The host waits
+        for the device once, at the end, for whether the streams were whole.
+        """
+        files, engine = [self._open(d, max_pixels) for d in data], self._engine()
+        checks: list[Callable[[], None]] = []
+        canvases = decoding.read_codes(engine, files, checks=checks)
+        pictures = decoding.tensors(engine, files, canvases)
+        for check in checks:
+            check()
+        return pictures
 
     def decode_iter(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
@@ -15,7 +16,7 @@ from mcodec import entropy, tiles
 from mcodec.container import Container, Header
 from mcodec.engine import Engine
 from mcodec.errors import CorruptStream
-from mcodec.image import Samples, Strips, from_tensor
+from mcodec.image import Samples, Strips, from_tensor, to_uint8
 from mcodec.model.window import Box, window
 
 
@@ -38,11 +39,15 @@ def read_codes(
     regions: list[Box] | None = None,
     partial: bool = False,
     row: int | None = None,
+    checks: list[Callable[[], None]] | None = None,
 ) -> list[list[Tensor]]:
     """Codes of whole pictures, `[M, H/r, W/r]` per stage; of tiles that `regions` do not need, zeros.
 
-    row: of this row of tiles alone.
+    row: of this row of tiles alone. checks: takes what raises CorruptStream for a stream of a wrong end, which waits
+    for the device; else it is done here.
     """
+    # on a GPU the host waits for no pass before all are queued
+    later = [] if checks is None and engine.device.type != "cpu" else checks
     held = [file.streams() for file in files]
     total = len(engine.model.stages)
     canvases: list[list[Tensor]] = [[] for _ in files]
@@ -81,6 +86,7 @@ def read_codes(
             [files[i].header.level for i, _, _, _ in group],
             count,
             partial,
+            later,
         )
         for item, (i, _, place, _) in enumerate(group):
             if files[i].header.tiles == 1:
@@ -92,6 +98,9 @@ def read_codes(
     # of a partial file each tile may end elsewhere
     keys = [(size, count, i if partial else 0) for size, (i, _, _, count) in zip(sizes_of, jobs, strict=True)]
     engine.each(work, engine.batches(keys, sizes_of))
+    if checks is None:
+        for check in later or ():
+            check()
     return canvases
 
 
@@ -100,7 +109,7 @@ def blank_codes(engine: Engine, height: int, width: int, stages: int | None = No
     height, width = engine.padded(height, width)
     # 16 bits hold any code and are half of what a large picture would take otherwise
     return [
-        torch.zeros(s.groups, height // s.stride, width // s.stride, dtype=torch.int16)
+        torch.zeros(s.groups, height // s.stride, width // s.stride, dtype=torch.int16, device=engine.device)
         for s in engine.model.config.stages[:stages]
     ]
 
@@ -127,10 +136,11 @@ def read_tiles(
     levels: list[int],
     count: int | None = None,
     partial: bool = False,
+    checks: list[Callable[[], None]] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Tiles of one padded size: per stage the codes, `[B, M, h, w]`, and how many words are read at its end, `[B]`.
 
-    count: how many stages to read. partial: as many of them as are whole.
+    count: how many stages to read. partial: as many of them as are whole. checks: as of `read_codes`.
     """
     decoder = entropy.batch_decoder(streams, engine.device, truncated=partial)
     kept: list[Tensor] = []
@@ -153,7 +163,10 @@ def read_tiles(
             raise
         return kept, words
     if (count is None or count == len(engine.model.stages)) and not partial:
-        decoder.finish()
+        if checks is None:
+            decoder.finish()
+        else:
+            checks.append(decoder.finish)
     return kept, words
 
 
@@ -167,12 +180,15 @@ def render(
 ) -> list[Samples]:
     """The parts of pictures that lie in `boxes`, which are all of them or not; from their codes."""
     out: list[Samples | None] = [None] * len(files)
-    single = [i for i, file in enumerate(files) if file.header.tiles == 1 and whole]
+    # where memory is no concern, tiles are no reason for windows
+    large = 0 if engine.device.type == "cpu" else engine.batch_pixels
+    areas = [math.prod(engine.padded(file.header.height, file.header.width)) for file in files]
+    single = [i for i, file in enumerate(files) if whole and (file.header.tiles == 1 or areas[i] <= large)]
 
     def together(members: list[int]) -> None:
         group = [single[i] for i in members]
         height, width = engine.padded(files[group[0]].header.height, files[group[0]].header.width)
-        codes = [torch.stack(stage) for stage in zip(*(canvases[i] for i in group), strict=True)]
+        codes = [torch.stack(stage).to(torch.int32) for stage in zip(*(canvases[i] for i in group), strict=True)]
         pictures = _synthesize(engine, codes, height, width, [files[i].header.level for i in group])
         for i, picture in zip(group, pictures, strict=True):
             header = files[i].header
@@ -189,9 +205,37 @@ def render(
     return [samples for samples in out if samples is not None]
 
 
+def tensors(engine: Engine, files: list[Container], canvases: list[list[Tensor]]) -> list[Tensor]:
+    """Whole pictures from their codes: uint8 `[3, H, W]` on the device, where they stay all along."""
+    out: list[Tensor] = [torch.empty(0)] * len(files)
+    sizes = [engine.padded(file.header.height, file.header.width) for file in files]
+    for members in engine.batches(sizes, sizes):
+        headers = [files[i].header for i in members]
+        height, width = sizes[members[0]]
+        if height * width > engine.batch_pixels:
+            out[members[0]] = _tensor(engine, headers[0], canvases[members[0]])
+            continue
+        codes = [
+            torch.stack([stage.to(engine.device, torch.int32) for stage in stages])
+            for stages in zip(*(canvases[i] for i in members), strict=True)
+        ]
+        pictures = _synthesize(engine, codes, height, width, [header.level for header in headers])
+        for i, header, picture in zip(members, headers, pictures, strict=True):
+            out[i] = to_uint8(picture, header.height, header.width, header.kind)
+    return out
+
+
+def _tensor(engine: Engine, header: Header, canvas: list[Tensor]) -> Tensor:
+    """As `tensors`, of one picture, window by window."""
+    out = torch.empty((3, header.height, header.width), dtype=torch.uint8, device=engine.device)
+    for left, top, right, bottom in tiles.grid(header.width, header.height, engine.tile):
+        picture = _window(engine, header, canvas, Box(top, left, bottom, right))
+        out[:, top:bottom, left:right] = to_uint8(picture[0], bottom - top, right - left, header.kind)
+    return out
+
+
 def _windows(engine: Engine, header: Header, canvas: list[Tensor], region: Box, above: int = 0) -> Samples:
     """A part of a picture, window by window. above: the row of the picture (pixels) where the canvas begins."""
-    height, width = engine.padded(header.height, header.width)
     tall, wide = region.bottom - region.top, region.right - region.left
     out: NDArray[Any] = np.empty(
         (tall, wide) if header.kind.grey else (tall, wide, 3), np.uint16 if header.kind.bits == 16 else np.uint8
@@ -200,27 +244,33 @@ def _windows(engine: Engine, header: Header, canvas: list[Tensor], region: Box, 
     def work(place: tuple[int, int, int, int]) -> None:
         left, top, right, bottom = place
         pixels = Box(top + region.top, left + region.left, bottom + region.top, right + region.left)
-        part = window(engine.model, pixels, height, width)
-        codes = [
-            box.crop(stage, Box(above // config.stride, 0, 0, 0))[None].to(engine.device, torch.int32)
-            for box, stage, config in zip(part.around, canvas, engine.model.config.stages, strict=False)
-        ]
-        picture = _synthesize(engine, codes, height, width, [header.level], part)
-        origin = part.inside[-1].finer(engine.model.config.stages[-1].stride)
-        samples = from_tensor(pixels.crop(picture, origin), bottom - top, right - left, header.kind)
-        out[top:bottom, left:right] = samples
+        picture = _window(engine, header, canvas, pixels, above)
+        out[top:bottom, left:right] = from_tensor(picture, bottom - top, right - left, header.kind)
 
     engine.each(work, tiles.grid(wide, tall, engine.tile))
     return out
 
 
+def _window(engine: Engine, header: Header, canvas: list[Tensor], pixels: Box, above: int = 0) -> Tensor:
+    """The part of a picture that lies in `pixels`, float `[1, 3, h, w]` on the device; above as of `_windows`."""
+    height, width = engine.padded(header.height, header.width)
+    part = window(engine.model, pixels, height, width)
+    codes = [
+        box.crop(stage, Box(above // config.stride, 0, 0, 0))[None].to(engine.device, torch.int32)
+        for box, stage, config in zip(part.around, canvas, engine.model.config.stages, strict=False)
+    ]
+    picture = _synthesize(engine, codes, height, width, [header.level], part)
+    return pixels.crop(picture, part.inside[-1].finer(engine.model.config.stages[-1].stride))
+
+
 def _synthesize(
     engine: Engine, codes: list[Tensor], height: int, width: int, levels: list[int], part: Any = None
 ) -> Tensor:
+    """Pictures, or their part in a window, float32 `[B, 3, h, w]` on the device."""
     level = engine.level_tensor(levels)
     with torch.no_grad(), engine.precision():
         state = engine.model.synthesize(codes, height, width, level, part)
-        return engine.model.synthesis(state, level).float().cpu()
+        return engine.model.synthesis(state, level).float()
 
 
 class Decoded(Strips):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from mcodec import container, entropy, tiles
 from mcodec.container import Kind
 from mcodec.decoding import place_codes, read_tiles, stage_ends
 from mcodec.engine import Engine
-from mcodec.image import Raster, Samples, from_tensor, to_tensor
+from mcodec.image import Raster, Samples, from_tensor, window_tensor
 from mcodec.model import search
 from mcodec.model.cascade import BETA
 from mcodec.model.walk import Seams
@@ -61,27 +61,38 @@ def payloads(
         for tile in _tiles(engine, item, raster.size, level)
     ]
     done: list[tuple[bytes, list[int]]] = [(b"", [])] * len(jobs)
+    waiting: list[Callable[[], None]] = []
 
     def work(members: list[int]) -> None:
         group = [jobs[i] for i in members]
         inner, seams = group[0].inner, group[0].seams
         levels = [tile.level for tile in group]
-        windows = [rasters[tile.item].crop(*tile.outer) for tile in group]
-        kinds = [rasters[tile.item].kind for tile in group]
-        streams, codes = _encode(engine, windows, kinds, levels, inner, seams, steps)
+        windows = [(rasters[tile.item], tile.outer) for tile in group]
+        results, codes = _encode(engine, windows, levels, inner, seams, steps)
         for item, tile in enumerate(group):
             place_codes(engine, canvases[tile.item], tile.box, codes, item)
-        ends: list[list[int]] = [[]] * len(streams)
-        if any(seams):  # where the stages end shows in reading them back
-            words = read_tiles(engine, streams, inner.bottom - inner.top, inner.right - inner.left, levels)[1]
-            reads = torch.stack(words, 1).tolist()
-            ends = [stage_ends(stream, read) for stream, read in zip(streams, reads, strict=True)]
-        for i, stream, end in zip(members, streams, ends, strict=True):
-            done[i] = stream, end
+
+        def settle() -> None:
+            streams, reads = results()
+            ends: list[list[int]] = [[]] * len(streams)
+            if any(seams):
+                if reads is None:  # where the stages end shows in reading them back
+                    words = read_tiles(engine, streams, inner.bottom - inner.top, inner.right - inner.left, levels)[1]
+                    reads = torch.stack(words, 1).tolist()
+                ends = [stage_ends(stream, read) for stream, read in zip(streams, reads, strict=True)]
+            for i, stream, end in zip(members, streams, ends, strict=True):
+                done[i] = stream, end
+
+        if engine.device.type == "cpu":
+            settle()
+        else:  # the host waits for no pass before all are queued
+            waiting.append(settle)
 
     batches = engine.batches([tile.key for tile in jobs], [tile.padded for tile in jobs])
     # gradients take several times the memory of an encoding: one tile at a time
     engine.each(work, batches, 1 if steps else engine.tile_workers)
+    for settle in waiting:
+        settle()
     of_picture: list[list[tuple[bytes, list[int]]]] = [[] for _ in rasters]
     for tile, result in zip(jobs, done, strict=True):
         of_picture[tile.item].append(result)
@@ -105,27 +116,36 @@ def _tiles(engine: Engine, item: int, size: tuple[int, int], level: int) -> list
     return jobs
 
 
+#: Streams of a batch of tiles, and the words that a decoder has read of each at the end of each stage, where known.
+_Results = tuple[list[bytes], "list[list[int]] | None"]
+
+
 def _encode(
     engine: Engine,
-    windows: list[Samples],
-    kinds: list[Kind],
+    windows: list[tuple[Raster, tuple[int, int, int, int]]],
     levels: list[int],
     inner: Box,
     seams: Seams,
     steps: int,
-) -> tuple[list[bytes], list[Tensor]]:
-    """Tiles, `inner` of windows of one padded size: their streams, and per stage their codes, `[B, M, h, w]`."""
-    x = torch.cat([to_tensor(w, engine.model.config.multiple) for w in windows]).to(engine.device)
+) -> tuple[Callable[[], _Results], list[Tensor]]:
+    """Tiles, `inner` of windows of one padded size: per stage their codes, `[B, M, h, w]`, and what waits for streams.
+
+    windows: pictures, and (left, top, right, bottom) in them.
+    """
+    multiple = engine.model.config.multiple
+    x = torch.cat([window_tensor(raster, outer, multiple, engine.device) for raster, outer in windows])
     level, cuts = engine.level_tensor(levels), seams if any(seams) else None
     first = _Pass(engine, len(windows), inner)
     with torch.no_grad(), engine.precision():
         state = engine.model.encode(x, level, first.assign, cuts)
-    streams = first.coder.finish()
+    first.coder.seal()
     if steps == 0 or not search.searchable(engine.model):
-        return streams, first.coded
+        return first.results, first.coded
 
+    streams, reads = first.results()
+    kinds, pixels = [raster.kind for raster, _ in windows], [raster.crop(*outer) for raster, outer in windows]
     with torch.no_grad(), engine.precision():
-        sizes, grey = [(w.shape[0], w.shape[1]) for w in windows], [kind.grey for kind in kinds]
+        sizes, grey = [(w.shape[0], w.shape[1]) for w in pixels], [kind.grey for kind in kinds]
         better = search.Search(engine.model, x, level, sizes, grey, cuts).latents(first.codes, steps)
         second = _Pass(engine, len(windows), inner)
 
@@ -139,17 +159,19 @@ def _encode(
 
         states = state, engine.model.walk(x.shape[2], x.shape[3], level, choose, cuts)
         pictures = [engine.model.synthesis(s, level).float().cpu() for s in states]
-    others = second.coder.finish()
-    for i, pixels in enumerate(windows):
+    others, other_reads = second.results()
+    for i, window in enumerate(pixels):
         costs = [
-            _cost(engine, picture[i : i + 1], pixels, kinds[i], levels[i], inner, stream)
+            _cost(engine, picture[i : i + 1], window, kinds[i], levels[i], inner, stream)
             for picture, stream in zip(pictures, (streams[i], others[i]), strict=True)
         ]
         if costs[1] < costs[0]:  # by what a decoder makes of it
             streams[i] = others[i]
+            if reads is not None and other_reads is not None:
+                reads[i] = other_reads[i]
             for mine, theirs in zip(first.coded, second.coded, strict=True):
                 mine[i] = theirs[i]
-    return streams, first.coded
+    return (lambda: (streams, reads)), first.coded
 
 
 def _cost(
@@ -179,6 +201,10 @@ class _Pass:
         tables = self._engine.tables[index]
         codes = self.coder.choose(tables, *prior, book.vectors(latents), book.codewords, BETA)
         return self.add(index, codes.unflatten(2, latents.shape[2:]), offset, scale)
+
+    def results(self) -> _Results:
+        """Streams and reads of the tiles."""
+        return self.coder.finish(), self.coder.stage_words()
 
     def add(self, index: int, codes: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
         """Code these codes as the stage's."""

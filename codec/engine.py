@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from mcodec import container, entropy
+from mcodec.kernels.backend import upload
 from mcodec.model import Cascade
 
 T = TypeVar("T")
 
-#: Tiles of one padded size go through the networks together, at most this many pixels of them.
-BATCH_PIXELS = 2**22
+#: Pictures and tiles of one padded size go through the networks together: so many pixels of them on a GPU at least, at
+#: most (where nothing is gained any more), and for what memory it has.
+BATCH_PIXELS, MAX_BATCH_PIXELS = 2**22, 2**25
+BYTES_PER_PIXEL = 1024  # the activations at stride 4, several times over
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Engine:
     bf16: bool
     tile: int
     tile_workers: int
+    batch_pixels: int
 
     def prior(self, index: int, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Prior parameters of a stage, `[B, M, d, P]`."""
@@ -40,7 +44,7 @@ class Engine:
 
     def level_tensor(self, levels: Sequence[int]) -> Tensor:
         """Levels of a batch as the networks take them, `[B]`."""
-        return torch.tensor(levels, dtype=torch.float32, device=self.device)
+        return upload(torch.tensor(levels, dtype=torch.float32), self.device)
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """Both sides as multiples of the coarsest stride."""
@@ -48,16 +52,14 @@ class Engine:
         return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
     def batches(self, keys: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """Indices of equal key, in batches of at most BATCH_PIXELS (at least one tile)."""
+        """Indices of equal key, in batches of at most `batch_pixels` (at least one each)."""
         groups: dict[Any, list[int]] = {}
         for index, key in enumerate(keys):
             groups.setdefault(key, []).append(index)
         batches = []
         for members in groups.values():
             height, width = sizes[members[0]]
-            # On a CPU large tiles gain nothing by sharing a pass, and memory is what they lack.
-            limit = BATCH_PIXELS if self.device.type != "cpu" else container.TILE**2
-            count = max(1, limit // (height * width))
+            count = max(1, self.batch_pixels // (height * width))
             batches += [members[i : i + count] for i in range(0, len(members), count)]
         return batches
 
@@ -80,6 +82,16 @@ class Engine:
     def precision(self) -> AbstractContextManager[object]:
         """The context in which networks run: bfloat16 where `bf16` asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def batch_pixels(device: torch.device) -> int:
+    """How many pixels go through the networks together on a device."""
+    if device.type == "cpu":  # large tiles gain nothing by sharing a pass, and memory is what they lack
+        return container.TILE**2
+    if device.type != "cuda":
+        return BATCH_PIXELS
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(BATCH_PIXELS, min(MAX_BATCH_PIXELS, memory // BYTES_PER_PIXEL))
 
 
 def prior_tables(model: Cascade) -> list[entropy.PriorTables]:

@@ -15,7 +15,9 @@ from tiny import TINY, lively
 
 from mcodec import container
 from mcodec.api import Codec
+from mcodec.container import Kind
 from mcodec.errors import CorruptStream, FormatError, LimitExceeded, WrongModel
+from mcodec.image import Raster, TensorSamples
 
 Make = Callable[..., NDArray[np.uint8]]
 
@@ -42,6 +44,44 @@ def test_input_types_agree(tiny: Codec, picture: Make) -> None:
         tiny.encode(array, 101)
     with pytest.raises(ValueError, match="1 images but 2 qualities"):
         tiny.encode_batch([array], [1, 2])
+
+
+def test_what_lies_on_a_device_does_not_come_to_the_host(
+    tiny: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = [picture(70, 50), picture(70, 50, 1)[:, :, :1]]
+    expected = tiny.encode_batch(arrays, [40, 60])
+    tensors = [torch.from_numpy(array).permute(2, 0, 1) for array in arrays]
+    rasters = [Raster(TensorSamples(t), kind) for t, kind in zip(tensors, (Kind.RGB8, Kind.GREY8), strict=True)]
+    assert [np.asarray(r.samples).shape for r in rasters] == [(70, 50, 3), (70, 50)]
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorSamples, "crop", None)
+        assert tiny.encode_batch(rasters, [40, 60]) == expected
+    searched = tiny.encode(arrays[0], 40, effort=2)
+    assert tiny.encode(rasters[0], 40, effort=2) == searched
+
+
+@pytest.mark.parametrize("tile,batch_pixels", [(1024, 2**20), (64, 2**20), (64, 64 * 64)], ids=str)
+def test_decoding_to_tensors(
+    picture: Make, monkeypatch: pytest.MonkeyPatch, tile: int, batch_pixels: int
+) -> None:
+    """In one piece or window by window, of every coder, what `decode_batch` gives."""
+    codec = Codec(lively(TINY), b"tinytiny")
+    codec.tile, codec.batch_pixels = tile, batch_pixels
+    arrays = [picture(90, 70), picture(90, 70, 1)[:, :, 0], picture(20, 30, 2), picture(90, 70, 3)]
+    files = codec.encode_batch([*arrays, picture(33, 20).astype(np.uint16) * 257], 60)
+    expected = [np.asarray(image.convert("RGB")).astype(int) for image in codec.decode_batch(files)]
+    for entropy in ("auto", "tensor"):
+        monkeypatch.setenv("MCODEC_ENTROPY", entropy)
+        monkeypatch.setenv("MCODEC_KERNELS", "reference")
+        found = codec.decode_tensors(files)
+        for array, tensor in zip(expected, found, strict=True):
+            assert tensor.dtype == torch.uint8 and tensor.is_contiguous()
+            difference = np.abs(tensor.permute(1, 2, 0).numpy() - array)
+            assert difference.max() <= (0 if batch_pixels == 64 * 64 else 1)
+        file = container.unpack(files[2])
+        with pytest.raises(CorruptStream):  # noticed after all is decoded
+            codec.decode_tensors([files[0], container.pack(replace(file, codes=file.codes + b"\0\0"))])
 
 
 def test_mixed_batches_keep_their_order(tiny: Codec, picture: Make) -> None:
@@ -121,7 +161,7 @@ def test_decompression_bombs(tiny: Codec, picture: Make) -> None:
         decode(data, max_pixels=600)
         with pytest.raises(CorruptStream):  # past the limit: of 256 tiles there is no table
             decode(bomb, max_pixels=None)
-    for several in (tiny.decode_batch, tiny.codes_batch):
+    for several in (tiny.decode_batch, tiny.decode_tensors, tiny.codes_batch):
         with pytest.raises(LimitExceeded):
             several([data, bomb])
     assert [type(r.error) for r in tiny.decode_iter([data, bomb])] == [type(None), LimitExceeded]

@@ -19,15 +19,19 @@ from mcodec.errors import CorruptStream, ImageError, LossWarning
 from mcodec.image import (
     Metadata,
     Raster,
+    TensorSamples,
     alpha,
     from_tensor,
     read_image,
     read_raster,
     to_raster,
     to_tensor,
+    to_uint8,
+    window_tensor,
     write_bytes,
     write_image,
 )
+from mcodec.image.raster import eight_bits
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 16, 64]))
@@ -49,6 +53,18 @@ def test_kinds_and_back(height: int, width: int, kind: Kind) -> None:
     tensor = to_tensor(array, 8)
     assert tensor.shape[1] == 3
     assert np.array_equal(from_tensor(tensor, height, width, kind), array)
+    upper = to_uint8(tensor[0], height, width, kind).permute(1, 2, 0).numpy()
+    assert np.array_equal(upper, np.broadcast_to(eight_bits(array).reshape(height, width, -1), (height, width, 3)))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 16, 64]), st.sampled_from([1, 3]))
+def test_padding_where_a_tensor_lies(height: int, width: int, multiple: int, channels: int) -> None:
+    """Samples that lie in a tensor become what arrays become."""
+    array = np.random.default_rng(height * 41 + width).integers(0, 256, (height, width, channels)).astype(np.uint8)
+    samples = TensorSamples(torch.from_numpy(array).permute(2, 0, 1))
+    box = (width // 3, height // 2, width, height)
+    found = window_tensor(Raster(samples, Kind.RGB8), box, multiple, torch.device("cpu"))
+    assert torch.equal(found, to_tensor(samples.crop(*box), multiple))
 
 
 @pytest.mark.parametrize(

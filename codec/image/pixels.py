@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcodec.container import Kind
-from mcodec.image.raster import Samples
+from mcodec.image.raster import Raster, Samples
+from mcodec.image.strips import TensorSamples
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,44 @@ def to_tensor(samples: Samples, multiple: int) -> torch.Tensor:
     return tensor.expand(-1, 3, -1, -1).contiguous()
 
 
+def window_tensor(
+    raster: Raster, window: tuple[int, int, int, int], multiple: int, device: torch.device
+) -> torch.Tensor:
+    """`to_tensor` of a window (left, top, right, bottom) of a picture, on a device.
+
+    Samples that lie on a GPU stay there; 8-bit ones of the host go there as they are, a quarter of the floats.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    from mcodec.kernels.backend import upload
+
+    left, top, right, bottom = window
+    if isinstance(raster.samples, TensorSamples):
+        part = raster.samples.tensor[:, top:bottom, left:right].to(device)
+    else:
+        samples = raster.crop(left, top, right, bottom)
+        if device.type == "cpu" or samples.dtype != np.uint8:
+            return upload(to_tensor(samples, multiple), device)
+        rows = torch.from_numpy(np.array(samples).reshape(bottom - top, right - left, -1))
+        part = upload(rows, device).permute(2, 0, 1)
+    scaled = part[None].to(torch.float32) / 255 - 0.5
+    padded = F.pad(scaled, (0, -(right - left) % multiple, 0, -(bottom - top) % multiple), mode="replicate")
+    return padded.expand(-1, 3, -1, -1).contiguous()
+
+
+def _levels(picture: torch.Tensor, height: int, width: int, kind: Kind) -> torch.Tensor:
+    """float `[3, H', W']`, about -0.5..0.5 -> whole numbers 0..255 or 0..65535 as floats, `[C, height, width]`."""
+    values = picture[:, :height, :width].float()
+    if kind.grey:
+        values = values.mean(0, keepdim=True)
+    maximum = 65535 if kind.bits == 16 else 255
+    levels = ((values + 0.5) * maximum).round().clamp(0, maximum)
+    if kind is Kind.BILEVEL:
+        levels = (levels >= 128) * maximum
+    return levels
+
+
 def from_tensor(tensor: torch.Tensor, height: int, width: int, kind: Kind = Kind.RGB8) -> Samples:
     """float `[1, 3, H', W']`, about -0.5..0.5 -> samples `[height, width, 3]` or, of grey, `[height, width]`.
 
@@ -36,13 +75,22 @@ def from_tensor(tensor: torch.Tensor, height: int, width: int, kind: Kind = Kind
     """
     import torch
 
-    values = tensor[0, :, :height, :width].float()
-    if kind.grey:
-        values = values.mean(0, keepdim=True)
-    maximum = 65535 if kind.bits == 16 else 255
-    levels = ((values + 0.5) * maximum).round().clamp(0, maximum)
-    if kind is Kind.BILEVEL:
-        levels = (levels >= 128) * maximum
-    # torch has few operations on uint16: the narrowing is numpy's
-    array = levels.to(torch.int32).permute(1, 2, 0).cpu().numpy().astype(np.uint16 if kind.bits == 16 else np.uint8)
+    # torch has few operations on uint16: that narrowing is numpy's
+    levels = _levels(tensor[0], height, width, kind).to(torch.int32 if kind.bits == 16 else torch.uint8)
+    array = levels.permute(1, 2, 0).contiguous().cpu().numpy()
+    if kind.bits == 16:
+        array = array.astype(np.uint16)
     return cast(Samples, np.ascontiguousarray(array[:, :, 0] if kind.grey else array))
+
+
+def to_uint8(picture: torch.Tensor, height: int, width: int, kind: Kind = Kind.RGB8) -> torch.Tensor:
+    """float `[3, H', W']` -> uint8 `[3, height, width]` where it lies, as `from_tensor`.
+
+    16 bits become their upper 8.
+    """
+    import torch
+
+    levels = _levels(picture, height, width, kind)
+    if kind.bits == 16:
+        levels = (levels.to(torch.int32) + 128) // 257
+    return levels.to(torch.uint8).expand(3, -1, -1).contiguous()

@@ -15,7 +15,7 @@ from mcodec.container import Kind
 from mcodec.image import metadata as meta
 from mcodec.image.alpha import Plane
 from mcodec.image.metadata import Metadata
-from mcodec.image.strips import Strips
+from mcodec.image.strips import Strips, TensorSamples
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,10 @@ def to_raster(picture: Picture) -> Raster:
             raise ValueError(f"a torch picture must have shape [C, H, W] with C from 1 to 4, got {list(tensor.shape)}")
         if str(tensor.dtype) not in ("torch.uint8", "torch.uint16"):  # numpy() refuses some types in its own way
             raise ValueError(f"a picture must be uint8 or uint16, got {str(tensor.dtype).removeprefix('torch.')}")
-        return _from_array(tensor.detach().cpu().permute(1, 2, 0).numpy())
+        tensor = tensor.detach()
+        if tensor.device.type != "cpu" and str(tensor.dtype) == "torch.uint8" and tensor.numel():
+            return _from_device(tensor)
+        return _from_array(tensor.cpu().permute(1, 2, 0).numpy())
     raise ValueError(f"not a picture: {type(picture).__name__}; PIL, numpy or torch is needed")
 
 
@@ -151,6 +154,13 @@ def _from_array(array: NDArray[Any]) -> Raster:
     if array.shape[2] < 3:
         return Raster(array[:, :, 0], Kind.GREY16 if wide else Kind.GREY8, alpha)
     return Raster(array[:, :, :3], Kind.RGB16 if wide else Kind.RGB8, alpha)
+
+
+def _from_device(tensor: torch.Tensor) -> Raster:
+    """As `_from_array`, of uint8 `[C, H, W]`; only alpha, which is not for the networks, comes to the host."""
+    colours = 1 if len(tensor) < 3 else 3
+    alpha = tensor[-1].cpu().numpy() if len(tensor) > colours else None
+    return Raster(TensorSamples(tensor[:colours]), Kind.GREY8 if colours == 1 else Kind.RGB8, alpha)
 
 
 def _from_image(image: Image.Image) -> Raster:

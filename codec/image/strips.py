@@ -21,6 +21,8 @@ from mcodec.container import TILE
 from mcodec.errors import ImageError
 
 if TYPE_CHECKING:
+    import torch
+
     from mcodec.image.raster import Samples
 
 #: Smaller pictures are read as a whole: it is simpler and what damage they have shows at once.
@@ -41,6 +43,19 @@ class Strips(ABC):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self.crop(0, 0, self.shape[1], self.shape[0]), dtype)
+
+
+class TensorSamples(Strips):
+    """Samples in a torch tensor `[C, H, W]` of uint8, C = 1 or 3: a codec on its device reads them there."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__((*tensor.shape[1:], 3)[: 2 if len(tensor) == 1 else 3], np.uint8)
+        self.tensor = tensor
+
+    def crop(self, left: int, top: int, right: int, bottom: int) -> Samples:
+        """Copies the part to the host."""
+        part: Samples = self.tensor[:, top:bottom, left:right].permute(1, 2, 0).cpu().numpy()
+        return part[:, :, 0] if len(self.shape) == 2 else part
 
 
 class Rows(Strips):
