@@ -37,7 +37,7 @@ def load(model: str | Path | None = None, device: str = "auto", bf16: bool = Fal
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     network, fingerprint = weights.load(weights.find(model))
-    return Codec(network, fingerprint, torch.device(device), bf16)
+    return Codec(network.requires_grad_(False), fingerprint, torch.device(device), bf16)
 
 
 class Codec:

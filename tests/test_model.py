@@ -133,6 +133,18 @@ def test_integer_weights_survive_a_round_trip() -> None:
     assert all(torch.equal(a, b) for a, b in zip(layer.integers(), other.integers(), strict=True))
 
 
+def test_kept_integers_follow_the_weights() -> None:
+    layer = IntegerLayer((4, 3), 7).requires_grad_(False)
+    x = torch.randint(-127, 128, (1, 3, 2, 2)).float()
+    with torch.no_grad():
+        before = layer(x)
+        assert torch.equal(layer(x), before)
+        layer.weight.neg_()
+        turned = layer(x)
+        layer.requires_grad_(True)
+        assert torch.equal(layer(x), turned) and not torch.equal(turned, before)
+
+
 def test_context_fan_in_is_bounded() -> None:
     for config in PRESETS.values():
         assert config.context_channels <= 512

@@ -56,11 +56,22 @@ class IntegerLayer(nn.Module):
         fan_in = math.prod(shape[1:])
         self.weight = nn.Parameter(torch.randn(shape) * (2 / fan_in) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(shape[0]))
+        self._kept: tuple[tuple[object, ...], tuple[Tensor, Tensor]] | None = None
 
     def integers(self) -> tuple[Tensor, Tensor]:
         """(weight, bias) as integer-valued float32; what an export stores."""
         factor = 2.0**self.shift
         return _rounded(self.weight, factor), _rounded(self.bias, BIAS_UNIT * factor, 2**22)
+
+    def _frozen(self) -> tuple[Tensor, Tensor]:
+        """`integers` as int8 and int32, kept where no training changes them: seven launches less per layer on a GPU."""
+        if self.weight.requires_grad or self.bias.requires_grad:
+            return self.integers()
+        state = self.weight.device, self.weight.data_ptr(), self.weight._version, self.bias._version
+        if self._kept is None or self._kept[0] != state:
+            weight, bias = self.integers()
+            self._kept = state, (weight.to(torch.int8).contiguous(), bias.to(torch.int32))
+        return self._kept[1]
 
     @torch.no_grad()
     def load_integers(self, weight: Tensor, bias: Tensor) -> None:
@@ -69,12 +80,13 @@ class IntegerLayer(nn.Module):
         self.bias.copy_(bias.float() / (BIAS_UNIT * 2.0**self.shift))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.integers()
         depthwise = self.weight.dim() == 3
         if not torch.is_grad_enabled():
+            weight, bias = self._frozen()
             layer = kernel.depthwise if depthwise else kernel.pointwise
             with torch.autocast(x.device.type, enabled=False):  # it would round accumulators to bfloat16
                 return layer(x, weight, bias, self.shift, self.low, self.high)
+        weight, bias = self.integers()
         with torch.autocast(x.device.type, enabled=False):
             acc = affine_depthwise(x, weight[:, None], bias) if depthwise else pointwise(x, weight, bias)
         out: Tensor = kernel.Requantize.apply(acc, self.shift, self.low, self.high)  # type: ignore[no-untyped-call]
