@@ -64,8 +64,10 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _percentiles(run: Callable[[], object], repeat: int, device: str) -> tuple[float, ...]:
-    run()
+def percentiles(run: Callable[[], object], repeat: int, device: str, warm: int = 1) -> tuple[float, ...]:
+    """Seconds at PERCENTILES of `repeat` runs, after `warm` that are not counted."""
+    for _ in range(warm):
+        run()
     times = []
     for _ in range(repeat):
         _synchronize(device)
@@ -100,24 +102,46 @@ def _timed(targets: list[tuple[Any, str, str]], total: dict[str, float], device:
             setattr(owner, name, original)
 
 
-def shares(codec: Codec, run: Callable[[], object]) -> dict[str, float]:
-    """Share of transforms, context network and coder (assignment included) in one run."""
-    from mcodec.entropy import batch
+#: Parts of a codec, timed apart by `seconds_of_parts`; "stages" are latents and updates, "choice" is that of codewords.
+PARTS = ("analysis", "stages", "synthesis", "context", "choice", "coder")
 
-    targets: list[tuple[Any, str, str]] = []
-    for stage in codec.model.stages:
-        if stage.mixture:
-            targets += [(stage.context, "parameters_of", "context"), (stage.context, "absorb", "context")]
-    targets += [(batch.ArrayEncoder, name, "coder") for name in ("choose", "add_stage", "finish")]
-    targets += [(batch.ArrayDecoder, "decode_stage", "coder")]
+
+def seconds_of_parts(codec: Codec, run: Callable[[], object]) -> dict[str, float]:
+    """Seconds of PARTS in one run, of the whole, and of what is "other".
+
+    A GPU is waited for before and after each part: where the host is the slower of the two, parts take longer than
+    they do in a run that is not looked at.
+    """
+    from mcodec.entropy import batch
+    from mcodec.model.cascade import Stage
+    from mcodec.model.transforms import Analysis, Synthesis
+    from mcodec.model.walk import ContextState, SynthesisState
+
+    targets: list[tuple[Any, str, str]] = [(Analysis, "forward", "analysis"), (Synthesis, "forward", "synthesis")]
+    targets += [(Stage, "latents", "stages"), (SynthesisState, "at", "stages"), (SynthesisState, "update", "stages")]
+    targets += [(ContextState, "parameters", "context"), (ContextState, "absorb", "context")]
+    for encoder, decoder in ((batch.ArrayEncoder, batch.ArrayDecoder), (batch.TensorEncoder, batch.TensorDecoder)):
+        targets += [(encoder, "choose", "choice"), (encoder, "add_stage", "coder"), (encoder, "seal", "coder")]
+        targets += [(decoder, "__init__", "coder"), (decoder, "decode_stage", "coder"), (decoder, "finish", "coder")]
+    # sealed before, this one only fetches
+    targets += [(batch.ArrayEncoder, "finish", "coder"), (batch.TensorEncoder, "fetch", "coder")]
     total: dict[str, float] = {}
     device = codec.device.type
+    _synchronize(device)
     with _timed(targets, total, device):
         began = time.perf_counter()
         run()
         _synchronize(device)
         whole = time.perf_counter() - began
-    parts = {k: total.get(k, 0.0) / whole for k in ("context", "coder")}
+    parts = {name: total.get(name, 0.0) for name in PARTS}
+    return {**parts, "other": whole - sum(parts.values()), "whole": whole}
+
+
+def shares(codec: Codec, run: Callable[[], object]) -> dict[str, float]:
+    """Share of transforms (with all that is not named), context network and coder (assignment included) in one run."""
+    seconds = seconds_of_parts(codec, run)
+    whole = seconds["whole"]
+    parts = {"context": seconds["context"] / whole, "coder": (seconds["choice"] + seconds["coder"]) / whole}
     return {"transform": 1 - sum(parts.values()), **parts}
 
 
@@ -141,7 +165,7 @@ def of_mcodec(name: str, codec: Codec, pixels: Pixels, batch: int, quality: floa
             device,
             torch.get_num_threads(),
             bpp,
-            _percentiles(run, repeat, device),
+            percentiles(run, repeat, device),
             shares(codec, run),
         )
         for what, run in runs.items()
@@ -172,7 +196,7 @@ def of_compressai(architecture: str, pixels: Pixels, batch: int, device: str, re
                 device,
                 torch.get_num_threads(),
                 size * 8 / (pixels[..., 0].size * batch),
-                _percentiles(run, repeat, device),
+                percentiles(run, repeat, device),
             )
             for what, run in runs.items()
         ]
