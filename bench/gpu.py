@@ -5,7 +5,8 @@
 Entropy coding is part of it, files are not. A row holds the 20th, 50th and 80th percentile in seconds, the peak of
 allocated memory, and the parts of one more run in which the device is waited for around each (mcodec.bench.speed).
 Before anything is timed, a file of one picture must decode on the CPU to the codes that went into it and that the GPU
-reads from it; otherwise there is no figure. Rows append; `--table` writes them as Markdown.
+reads from it; otherwise there is no figure. `MCODEC_ENTROPY=c` measures the coder on the host, stage by stage, in place
+of that on the GPU, whose time is that of the longest lane of a stream. Rows append; `--table` writes them as Markdown.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor
 from mcodec.api import Codec, load
 from mcodec.bench import machine
 from mcodec.bench.speed import Pixels, percentiles, seconds_of_parts, sized
-from mcodec.entropy import backend
+from mcodec.entropy import backend, batch_encoder
+from mcodec.entropy.batch import ArrayEncoder
 
 WIDTH, HEIGHT = 1920, 1080
 BATCHES = (1, 4, 16)
@@ -129,8 +131,10 @@ def facts(device: torch.device, image: str, model: str | None, codec: Codec, ver
     """Where a row was measured."""
     from mcodec.kernels import backend as kernels
 
+    on_host = isinstance(batch_encoder(1, device), ArrayEncoder)
     return {
-        "image": image, "model": model, "weights": codec.fingerprint.hex(), "verified": verified,
+        "coder": backend() if on_host else "tensor", "image": image,
+        "model": model, "weights": codec.fingerprint.hex(), "verified": verified,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__, "triton": getattr(kernels.triton, "__version__", None),
         "commit": machine.commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,19 +162,21 @@ def profile(codec: Codec, pixels: Pixels, quality: float, path: Path) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown of a results file: of each device, direction, batch and tile the last row."""
-    last = {(r["device"], r["what"], r["width"], r["height"], r["quality"], r["batch"], r["tile"]): r for r in rows}
+    key = ("device", "what", "width", "height", "quality", "coder", "batch", "tile")
+    last = {tuple(row[name] for name in key): row for row in rows}
     names = ("analysis", "stages", "synthesis", "context", "choice", "coder", "other")
     lines = [
-        "| device | size, quality | what | batch | tile | Mpx/s (p20 to p80) | bpp | PSNR, dB | peak MiB "
+        "| device | size, quality | what | coder | batch | tile | Mpx/s (p20 to p80) | bpp | PSNR, dB | peak MiB "
         f"| {' | '.join(f'{name}, ms' for name in names)} | coding share |",
-        "|---" * (10 + len(names)) + "|",
+        "|---" * (11 + len(names)) + "|",
     ]
-    for (device, what, width, height, quality, batch, tile), r in last.items():
+    for r in last.values():
         speed = f"{r['mpx_s']:.1f} ({r['mpx_s_p20_p80'][0]:.1f} to {r['mpx_s_p20_p80'][1]:.1f})"
         parts = " | ".join(f"{1000 * r['parts'][name]:.1f}" for name in names)
         lines.append(
-            f"| {device} | {width}x{height}, {quality:g} | {what} | {batch} | {tile} | {speed} | {r['bpp']:.3f} "
-            f"| {r['psnr']:.2f} | {r['peak_memory_mib']:.0f} | {parts} | {r['coding_share']:.0%} |"
+            f"| {r['device']} | {r['width']}x{r['height']}, {r['quality']:g} | {r['what']} | {r['coder']} "
+            f"| {r['batch']} | {r['tile']} | {speed} | {r['bpp']:.3f} | {r['psnr']:.2f}"
+            f" | {r['peak_memory_mib']:.0f} | {parts} | {r['coding_share']:.0%} |"
         )
     return "\n".join(lines)
 
