@@ -224,6 +224,17 @@ def _scaled_add_backward_kernel(  # type: ignore[no-untyped-def]
     tl.store(sums + item * tl.num_programs(0) + tl.program_id(0), tl.sum(g * value, 0))
 
 
+@jit
+def _column_sums_kernel(x, sums, R, C, ROWS: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    total = tl.zeros([ROWS, CHANNELS], tl.float32)
+    for step in range(STEPS):
+        r = (tl.program_id(0).to(tl.int64) * STEPS + step) * ROWS + tl.arange(0, ROWS)
+        mask = (r < R)[:, None] & (c < C)[None, :]
+        total += tl.load(x + r[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(sums + tl.program_id(0) * C + c, tl.sum(total, 0), mask=c < C)
+
+
 def _last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -310,6 +321,44 @@ class _ScaledAdd(torch.autograd.Function):
         return grad, back, sums.sum(1).reshape(factor.shape)
 
 
+class _Pointwise(torch.autograd.Function):
+    """A matrix product per position; the bias's gradient by a kernel that reads rows as they lie."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.kinds = x.dtype, weight.dtype, bias.dtype
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, weight, bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, len(weight)).contiguous()
+        return (
+            (rows @ weight).view(x.shape).to(ctx.kinds[0]) if ctx.needs_input_grad[0] else None,
+            (rows.t() @ x.reshape(len(rows), -1)).to(ctx.kinds[1]),
+            column_sums(rows).to(ctx.kinds[2]),
+            None,
+        )
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """x `[R, C]` -> float32 `[C]`; Triton only. One pass over x, and a small one over its partial sums."""
+    rows, columns = x.shape
+    wide = min(64, max(16, triton.next_power_of_2(columns)))
+    tall = 1024 // wide
+    steps = min(16, triton.next_power_of_2(max(1, rows // (tall * 256))))
+    parts = max(1, -(-rows // (tall * steps)))
+    sums = torch.empty((parts, columns), dtype=torch.float32, device=x.device)
+    launch(
+        _column_sums_kernel, (parts, -(-columns // wide)), x.contiguous(), sums, rows, columns, ROWS=tall, STEPS=steps,
+        CHANNELS=wide, num_warps=4,
+    )
+    return sums.sum(0)
+
+
 # ---- dispatchers -------------------------------------------------------------------------------------------------
 
 
@@ -341,3 +390,15 @@ def scaled_add(x: Tensor, added: Tensor, factor: Tensor) -> Tensor:
     return out
 
 
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """1x1 layer: x `[B, I, H, W]`, weight `[O, I]`, bias `[O]` -> `[B, O, H, W]`, under autocast in its type.
+
+    For channels_last x a plain matrix product.
+    """
+    rows = x.movedim(1, -1)
+    if not use_triton(x.device) or x.numel() == 0 or not torch.is_grad_enabled():
+        return F.linear(rows, weight, bias).movedim(-1, 1)
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    out: Tensor = _Pointwise.apply(rows, weight, bias, dtype)  # type: ignore[no-untyped-call]
+    return out.movedim(-1, 1)

@@ -10,11 +10,12 @@ from tiny import TINY, lively
 
 from mcodec.errors import ModelError
 from mcodec.kernels import context_layer
+from mcodec.kernels.float_prior import mixture_logits
 from mcodec.kernels.pvq_assign import pvq_assign
 from mcodec.model import PRESETS, Cascade, ModelConfig, StageConfig, dct, level_of, quality_of
 from mcodec.model.context import IntegerLayer
 from mcodec.model.layers import Lapped, Response
-from mcodec.model.prior import mixture_logits, noisy_bits, precision_table, sigma
+from mcodec.model.prior import SIGMA_MIN, gaussian, noisy_bits, precision_table, sigma
 from mcodec.model.quantizer import lattice
 
 
@@ -167,10 +168,11 @@ def test_precision_table_matches_the_gaussian() -> None:
     index = torch.tensor(60.0)
     bits = noisy_bits(torch.tensor([0.0, 1.0]), torch.zeros(2), index.expand(2))
     codewords = torch.tensor([[[0.0], [1.0]]])
-    logits = mixture_logits(codewords, torch.zeros(1, 2), torch.zeros(1, 1, 1, 1), index.reshape(1, 1, 1, 1), table)
+    prior = gaussian(torch.zeros(1, 1, 1, 1), index.reshape(1, 1, 1, 1), table)
+    logits = mixture_logits(codewords, torch.zeros(1, 2), *prior)
     odds = float(logits[0, 0, 0, 0] - logits[0, 0, 0, 1]) / math.log(2)
     assert odds == pytest.approx(float(bits[1] - bits[0]), rel=0.02)
-    assert float(sigma(torch.tensor(16.0))) == pytest.approx(0.16)
+    assert float(sigma(torch.tensor(16.0))) == pytest.approx(2 * SIGMA_MIN)
 
 
 def test_mixture_logits_against_the_definition() -> None:
@@ -178,7 +180,7 @@ def test_mixture_logits_against_the_definition() -> None:
     codewords, weights = torch.randn(3, 7, 2) * 3, torch.randn(3, 7)
     g, s = torch.randint(-60, 60, (2, 3, 2, 5)).float(), torch.randint(40, 100, (2, 3, 2, 5)).float()
     table = precision_table()
-    got = mixture_logits(codewords, weights, g, s, table)
+    got = mixture_logits(codewords, weights, *gaussian(g, s, table))
     nats = table[s.long()] * (math.log(2) / 64 * 256 / 1024)
     for b, m, p, k in ((0, 0, 0, 0), (1, 2, 4, 6), (0, 1, 3, 2)):
         square = nats[b, m, :, p] * (codewords[m, k] - g[b, m, :, p] / 16) ** 2

@@ -75,6 +75,29 @@ def test_scaled_add(device: torch.device, shape: tuple[int, ...]) -> None:
     compared(kernel.scaled_add, kernel.scaled_add_reference, [v.to(device) for v in (x, added, factor)], 1e-5)
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 40, 70, 33)], ids=str)
+def test_pointwise(device: torch.device, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(sum(shape))
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    inputs = [x, torch.randn(19, shape[1]), torch.randn(19)]
+    compared(
+        kernel.pointwise, lambda x, w, b: torch.einsum("oi,bihw->bohw", w, x) + b[:, None, None],
+        [v.to(device) for v in inputs], 2e-3 if device.type == "cuda" else 1e-5,  # TF32, where it is allowed
+    )  # fmt: skip
+
+
+def test_pointwise_in_bfloat16(device: torch.device) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(2, 20, 9, 11), torch.randn(8, 20), torch.randn(8)
+    x, weight, bias = (value.to(device).requires_grad_() for value in values)
+    with torch.autocast(device.type, torch.bfloat16):
+        out = kernel.pointwise(x, weight, bias)
+    assert out.dtype == torch.bfloat16
+    grads = torch.autograd.grad(out.float().sum(), (x, weight, bias))
+    assert all(grad.dtype == torch.float32 for grad in grads)
+    assert grads[2].cpu().tolist() == pytest.approx([2 * 9 * 11] * 8, rel=1e-2)
+
+
 def test_large(gpu: torch.device) -> None:
     compared(kernel.affine_depthwise, kernel.affine_depthwise_reference, affine_inputs(LARGE, gpu), 1e-4)
     x, added, factor = torch.randn(LARGE), torch.randn(LARGE), torch.randn(3, 1, 1, 1)

@@ -20,6 +20,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mcodec.kernels.float_prior import likeliest, mixture_nats
 from mcodec.kernels.pvq_assign import pvq_assign
 from mcodec.kernels.residual_block import scaled_add
 from mcodec.model.config import LEVELS, ModelConfig, StageConfig
@@ -37,7 +38,7 @@ from mcodec.model.layers import (
     shares,
     straight_through,
 )
-from mcodec.model.prior import mixture_logits, noisy_bits, precision_table
+from mcodec.model.prior import gaussian, noisy_bits, precision_table
 from mcodec.model.quantizer import Codebooks
 from mcodec.model.transforms import Analysis, Synthesis, Up, coefficients
 from mcodec.model.walk import ContextState, Seams, SynthesisState
@@ -119,6 +120,9 @@ class Stage(nn.Module):
     def latents(self, feature: Tensor, state: Tensor, level: Tensor) -> Tensor:
         """v, in steps."""
         linear = self.posterior(feature) - self.predict(state)
+        kind = state.device.type
+        if torch.is_autocast_enabled(kind):  # before they are copied side by side
+            feature, state = (v.to(torch.get_autocast_dtype(kind)) for v in (feature, state))
         correction = self.correct(torch.cat([feature, state], 1))
         if self.correct_response:
             linear = scaled_add(linear, correction, self.correct_response(level))
@@ -301,31 +305,25 @@ class Cascade(nn.Module):
         codes: Tensor | None,
         beta: float,
     ) -> tuple[Tensor, Tensor]:
-        grid = latents.shape[-2:]
         vectors, bounded = book.vectors(latents), book.bounded(latents)
-        if codes is None:
-            with torch.no_grad():
-                log_p, skip = self._log_mixture(book, offset, scale)
-                flat = pvq_assign(vectors.detach(), book.codewords, beta, log_p).masked_fill(skip, 0)
-        else:
-            flat = codes.flatten(2)
+        prior = None if offset is None or scale is None else (book.vectors(offset), book.vectors(scale))
+        flat = self._chosen(book, vectors, prior, beta) if codes is None else codes.flatten(2)
         rated = None
         positions = flat.shape[2]
         if torch.is_grad_enabled() and positions * RATED >= 1:
             rated = torch.randint(positions, (round(positions * RATED),), device=flat.device)
-        if codes is not None or torch.is_grad_enabled():  # otherwise the rate is that of the choice above
-            log_p, skip = self._log_mixture(book, offset, scale, rated)
-        chosen = flat if rated is None else flat[..., rated]
-        nats = -log_p.expand(*chosen.shape, -1).gather(3, chosen[..., None])[..., 0].masked_fill(skip, 0)
-        bits = nats.sum((1, 2)) * (positions / chosen.shape[2] / math.log(2))
+        nats = self._nats(book, flat, prior, rated)
+        bits = nats.sum((1, 2)) * (positions / nats.shape[2] / math.log(2))
         out.bits = out.bits + bits
         if offset is not None and scale is not None and torch.is_grad_enabled():
-            # codes have no gradient: the encoder keeps the one of the noise relaxation
+            # codes have no gradient: the encoder keeps the one of the noise relaxation, and so does the scale of what
+            # is not coded, which costs no bits whatever the latent
             noise = torch.rand_like(latents) - 0.5
-            relaxed = noisy_bits(bounded + noise, offset.detach(), scale.detach()).sum((1, 2, 3))
+            relaxed = noisy_bits(bounded + noise, offset.detach(), torch.where(scale == 0, scale, scale.detach()))
+            relaxed = relaxed.sum((1, 2, 3))
             out.bits = out.bits + relaxed - relaxed.detach()
         out.stage_bits.append(bits.detach())
-        codes = flat.unflatten(2, grid)
+        codes = flat.unflatten(2, latents.shape[-2:])
         value = book.lookup(codes)
         assert out.commitment is not None and out.overload is not None
         out.overload = out.overload + book.overload(latents)
@@ -334,19 +332,30 @@ class Cascade(nn.Module):
         # value forward; its gradient goes to the codeword and, straight through, to the latent
         return value + bounded - bounded.detach(), book.coordinate(value)
 
-    def _log_mixture(
-        self, book: Codebooks, offset: Tensor | None, scale: Tensor | None, positions: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """ln p of all codewords `[B, M, P, K]` and which symbols are skipped `[B, M, P]`, at some or all positions."""
-        if offset is None or scale is None:
-            log_p = book.log_weights.log_softmax(1)[None, :, None, :]
-            return log_p, torch.zeros((), dtype=torch.bool, device=log_p.device)
-        g, i = book.vectors(offset), book.vectors(scale)
+    @torch.no_grad()
+    def _chosen(self, book: Codebooks, vectors: Tensor, prior: tuple[Tensor, Tensor] | None, beta: float) -> Tensor:
+        """Codes `[B, M, P]` of latents `[B, M, d, P]`: argmin_k beta * |v - mu_k|^2 - ln p(k), 0 where not coded."""
+        if prior is None:
+            return pvq_assign(vectors, book.codewords, 1.0)
+        mean, precision = gaussian(*prior, self.precision)
+        total = precision + beta
+        nearest = (precision * mean + beta * vectors) / total
+        return likeliest(book.codewords, book.log_weights, nearest, total).masked_fill((prior[1] == 0).all(2), 0)
+
+    def _nats(
+        self, book: Codebooks, codes: Tensor, prior: tuple[Tensor, Tensor] | None, positions: Tensor | None
+    ) -> Tensor:
+        """-ln p of codes `[B, M, P]`, at some or all positions; 0 where not coded."""
         if positions is not None:
-            g, i = g.index_select(3, positions), i.index_select(3, positions)
-        # codewords are detached: a rate gradient into them pushes unused ones to infinity
-        logits = mixture_logits(book.codewords.detach(), book.log_weights, g, i, self.precision)
-        return logits - logits.logsumexp(3, keepdim=True), (i == 0).all(2)
+            codes = codes.index_select(2, positions)
+        if prior is None:
+            log_p = book.log_weights.log_softmax(1)[None].expand(len(codes), -1, -1)
+            return -log_p.gather(2, codes)
+        if positions is not None:
+            prior = prior[0].index_select(3, positions), prior[1].index_select(3, positions)
+        # codewords are detached there: a rate gradient into them pushes unused ones to infinity
+        nats = mixture_nats(codes, book.codewords, book.log_weights, *gaussian(*prior, self.precision))
+        return nats.masked_fill((prior[1] == 0).all(2), 0)
 
     def _gumbel(
         self, out: Trained, book: Codebooks, latents: Tensor, offset: Tensor | None, scale: Tensor | None

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mcodec.kernels import context_layer as kernel
-from mcodec.kernels.residual_block import affine_depthwise
+from mcodec.kernels.residual_block import affine_depthwise, pointwise
 from mcodec.model.config import LEVELS, ModelConfig, StageConfig
-from mcodec.model.layers import ANCHORS, interpolate, pointwise
+from mcodec.model.layers import ANCHORS, interpolate
 
 LIMIT = 127  # activations and weights
 POINTWISE_SHIFT = 7

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mcodec.kernels.residual_block import affine_depthwise, scaled_add
+from mcodec.kernels.residual_block import affine_depthwise, pointwise, scaled_add
 from mcodec.model.config import LEVELS, ModelConfig
 
 #: Learned functions of quality are piecewise linear between this many anchors.
@@ -31,11 +31,6 @@ def interpolate(anchors: Tensor, level: Tensor) -> Tensor:
 def straight_through(value: Tensor, surrogate: Tensor) -> Tensor:
     """`value` forward, gradient of `surrogate` backward."""
     return surrogate + (value - surrogate).detach()
-
-
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x `[B, I, H, W]`, weight `[O, I]`, bias `[O]` -> `[B, O, H, W]`; for channels_last x a plain matrix product."""
-    return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
 class Pointwise(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mcodec.kernels.residual_block import pointwise
 from mcodec.model import dct
 from mcodec.model.config import ModelConfig
 from mcodec.model.layers import Blocks, Exact1x1, Lapped
@@ -17,6 +18,32 @@ def coefficients(config: ModelConfig, stride: int) -> int:
         return 48
     widths = [s.width for s in config.stages if s.stride == stride]
     return min(sum(widths) or 64, config.channels[stride])
+
+
+class Down(Exact1x1):
+    """Linear in patches of 2x2 positions, to half the size; columns in the order of `pixel_unshuffle`."""
+
+    def forward(self, x: Tensor, reads: Tensor | None = None, writes: Tensor | None = None) -> Tensor:
+        """x `[B, C, H, W]`, H and W even -> `[B, O, H / 2, W / 2]`."""
+        b, c, h, w = x.shape
+        # whole channel vectors are moved, not single values, and the weight's columns follow them
+        patches = x.movedim(1, -1).reshape(b, h // 2, 2, w // 2, 2, c).transpose(2, 3).reshape(b, h // 2, w // 2, 4 * c)
+        weight = self.weight.unflatten(1, (c, 4)).transpose(1, 2).flatten(1)
+        with torch.autocast(x.device.type, enabled=False):
+            return pointwise(patches.movedim(-1, 1).float(), weight, self.bias)
+
+
+class Rise(Exact1x1):
+    """Linear from a position to a patch of 2x2, at twice the size; rows in the order of `pixel_shuffle`."""
+
+    def forward(self, x: Tensor, reads: Tensor | None = None, writes: Tensor | None = None) -> Tensor:
+        """x `[B, C, h, w]` -> `[B, O / 4, 2 h, 2 w]`."""
+        b, _, h, w = x.shape
+        weight = self.weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+        bias = self.bias.unflatten(0, (-1, 4)).t().flatten()
+        with torch.autocast(x.device.type, enabled=False):
+            patches = pointwise(x.float(), weight, bias).movedim(1, -1).unflatten(3, (2, 2, -1))
+        return patches.transpose(2, 3).reshape(b, 2 * h, 2 * w, -1).movedim(-1, 1)
 
 
 class Analysis(nn.Module):
@@ -35,7 +62,7 @@ class Analysis(nn.Module):
                 layer.start_linear(torch.eye(48))
             else:
                 finer = config.channels[stride // 2]
-                layer = Exact1x1(4 * finer, channels)
+                layer = Down(4 * finer, channels)
                 if config.start == "dct":
                     n, m = coefficients(config, stride // 2), coefficients(config, stride)
                     layer.start_linear(dct.down(stride // 2, n, m))
@@ -46,10 +73,9 @@ class Analysis(nn.Module):
         features: dict[int, Tensor] = {}
         if self.lapped:
             x = self.lapped(x)
-        x = F.pixel_unshuffle(x, 4).contiguous(memory_format=torch.channels_last)  # see layers.pointwise
+        # see kernels.residual_block.pointwise
+        x = F.pixel_unshuffle(x, 4).contiguous(memory_format=torch.channels_last)
         for stride in self.strides:
-            if stride != 4:
-                x = F.pixel_unshuffle(x, 2)
             x = self.blocks[str(stride)](self.down[str(stride)](x), level)
             features[stride] = x
         return features
@@ -61,13 +87,14 @@ class Up(nn.Module):
     def __init__(self, config: ModelConfig, stride: int) -> None:
         super().__init__()
         finer = config.channels[stride // 2]
-        self.project = Exact1x1(config.channels[stride], 4 * finer)
+        self.project = Rise(config.channels[stride], 4 * finer)
         if config.start == "dct":
             n, m = coefficients(config, stride), coefficients(config, stride // 2)
             self.project.start_linear(dct.up(stride, n, m))
 
     def forward(self, state: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.project(state), 2)
+        out: Tensor = self.project(state)
+        return out
 
 
 class Synthesis(nn.Module):

@@ -83,7 +83,7 @@ class SynthesisState:
         grid = self.box.bottom - self.box.top, self.box.right - self.box.left
         channels = model.config.channels[self.stride]
         s = torch.zeros(len(level), channels, *grid, device=model.precision.device)
-        self.s = s.contiguous(memory_format=torch.channels_last)  # see layers.pointwise
+        self.s = s.contiguous(memory_format=torch.channels_last)  # see kernels.residual_block.pointwise
 
     def at(self, index: int) -> Tensor:
         """s at the stride of a stage, before its update."""

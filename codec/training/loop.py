@@ -17,9 +17,6 @@ from torch import distributed as dist
 
 from mcodec import entropy, weights
 from mcodec.errors import TrainingError
-from mcodec.kernels.backend import use_triton
-from mcodec.kernels.mixture_frequencies import MixtureTables
-from mcodec.kernels.pvq_assign import Prior, pvq_assign
 from mcodec.model import Cascade, preset
 from mcodec.model.cascade import Trained
 from mcodec.model.config import LEVELS
@@ -101,8 +98,8 @@ class Trainer:
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.gumbel = self.model.config.assignment == "gumbel"
         on_cpu = self.device.type == "cpu"
-        fast = entropy.backend() == "c" if on_cpu else use_triton(self.device)
-        self._assign = self._hard_codes if fast and self.model.config.prior == "mixture" else None
+        coded = on_cpu and entropy.backend() == "c" and self.model.config.prior == "mixture"
+        self._assign = self._hard_codes if coded else None
         self._phase = ""
         #: The phase's step as a CUDA graph; several processes or other optimizers take plain steps.
         self._replay: Replay[dict[str, Any]] | None = None
@@ -274,14 +271,9 @@ class Trainer:
         codewords, log_weights, _ = book.integers()
         assert offset is not None and scale is not None
         prior = book.vectors(offset.detach()), book.vectors(scale.detach())
-        if self.device.type == "cpu":
-            arrays = entropy.PriorTables(codewords.numpy(), log_weights.numpy(), self.model.precision.numpy())
-            coder = entropy.batch_encoder(len(latents), self.device)
-            codes = coder.choose(arrays, *prior, book.vectors(latents), book.codewords, beta)
-        else:  # without the arrays, for which a graph would have to wait
-            tables = MixtureTables.build(codewords, log_weights, self.model.precision)
-            of_symbols = Prior(tables, prior[0].to(torch.int16), prior[1].to(torch.uint8))
-            codes = pvq_assign(book.vectors(latents), book.codewords, beta, prior=of_symbols)
+        tables = entropy.PriorTables(codewords.numpy(), log_weights.numpy(), self.model.precision.numpy())
+        coder = entropy.batch_encoder(len(latents), self.device)
+        codes = coder.choose(tables, *prior, book.vectors(latents), book.codewords, beta)
         return codes.long().unflatten(2, latents.shape[-2:])
 
     @torch.no_grad()
