@@ -35,18 +35,21 @@ SHAPES = {
     "4 x 4K": (4, 2160, 3840),
 }
 STRIDE, GROUPS, CODEWORDS, DIMENSION, CHANNELS = 8, 10, 961, 2, 96
-#: A reference that would hold more entries of rows than this is left out.
+#: A reference that would hold more entries of rows than this is left out,
 ROW_ENTRIES = 1 << 28
+#: and one that would take more steps in Python.
+PYTHON_STEPS = 1 << 12
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call to time, what it has to move and to compute, and whether its reference holds whole rows."""
+    """A call to time, what it has to move and to compute, and what its reference does otherwise."""
 
     run: Callable[[], object]
     bytes: int
     operations: int
-    rows: bool = False
+    rows: bool = False  # holds whole rows
+    steps: int = 0  # steps in Python, one symbol of each lane
 
 
 def _prior(batch: int, positions: int, device: torch.device) -> tuple[Any, torch.Tensor, torch.Tensor]:
@@ -103,7 +106,10 @@ def rans_encode(batch: int, height: int, width: int, device: torch.device) -> Ca
     start = (torch.rand(batch, n, device=device) * (65536 - freq)).int()
     counts = torch.full((batch, 1), n, device=device)
     lanes = torch.full((batch,), _lanes(n), device=device)
-    return Case(lambda: rans_encode(start, freq, counts, [0], lanes, _lanes(n)), batch * n * 12, batch * n * 30)
+    return Case(
+        lambda: rans_encode(start, freq, counts, [0], lanes, _lanes(n)), batch * n * 12, batch * n * 30,
+        steps=n // _lanes(n),
+    )
 
 
 def rans_decode(batch: int, height: int, width: int, device: torch.device) -> Case:
@@ -120,7 +126,8 @@ def rans_decode(batch: int, height: int, width: int, device: torch.device) -> Ca
         streams = RansStreams(words, torch.full_like(lanes, n), lanes, states, torch.zeros_like(lanes))
         return rans_decode(tables, offset, scale, (batch, GROUPS, height * width), streams)
 
-    return Case(run, batch * n * (3 * DIMENSION + 12), batch * n * CODEWORDS * (6 * DIMENSION + 25))
+    operations = batch * n * CODEWORDS * (6 * DIMENSION + 25)
+    return Case(run, batch * n * (3 * DIMENSION + 12), operations, steps=n // _lanes(n))
 
 
 def context_layer(batch: int, height: int, width: int, device: torch.device) -> Case:
@@ -147,6 +154,34 @@ def dequantize(batch: int, height: int, width: int, device: torch.device) -> Cas
     return Case(lambda: dequantize(codes, codewords), codes.numel() * (4 + 4 * DIMENSION), 0)
 
 
+def _feature(batch: int, height: int, width: int, device: torch.device) -> torch.Tensor:
+    x = torch.randn((batch, CHANNELS, height, width), device=device)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def affine_depthwise(batch: int, height: int, width: int, device: torch.device) -> Case:
+    """What a residual block of the transforms begins with, to bfloat16."""
+    from mcodec.kernels.residual_block import affine_depthwise
+
+    x, weight = _feature(batch, height, width, device), torch.randn(CHANNELS, 1, 3, 3, device=device)
+    bias, factor, shift = torch.randn(CHANNELS, device=device), *torch.randn(2, batch, CHANNELS, 1, 1, device=device)
+
+    def run() -> object:
+        with torch.autocast(device.type, torch.bfloat16):
+            return affine_depthwise(x, weight, bias, factor, shift)
+
+    return Case(run, 6 * x.numel(), 20 * x.numel())
+
+
+def scaled_add(batch: int, height: int, width: int, device: torch.device) -> Case:
+    """What a residual block ends with, from bfloat16."""
+    from mcodec.kernels.residual_block import scaled_add
+
+    x, factor = _feature(batch, height, width, device), torch.randn(batch, 1, 1, 1, device=device)
+    added = x.bfloat16()
+    return Case(lambda: scaled_add(x, added, factor), 10 * x.numel(), 2 * x.numel())
+
+
 #: name -> (case of a shape, the tests that must pass before)
 OPERATIONS: dict[str, tuple[Callable[[int, int, int, torch.device], Case], str]] = {
     "pvq_assign": (pvq_assign, "tests/test_pvq_assign.py"),
@@ -155,6 +190,8 @@ OPERATIONS: dict[str, tuple[Callable[[int, int, int, torch.device], Case], str]]
     "rans_decode": (rans_decode, "tests/test_rans.py"),
     "context_layer": (context_layer, "tests/test_context_layer.py"),
     "dequantize": (dequantize, "tests/test_dequantize.py"),
+    "affine_depthwise": (affine_depthwise, "tests/test_residual_block.py"),
+    "scaled_add": (scaled_add, "tests/test_residual_block.py"),
 }
 
 
@@ -214,10 +251,10 @@ def measure(
     rows = []
     for name in ("triton", "reference"):
         too_large = case.rows and batch * GROUPS * grid[0] * grid[1] * CODEWORDS > ROW_ENTRIES
+        too_large = too_large or case.steps > PYTHON_STEPS
         if device.type != "cuda" if name == "triton" else too_large:
             continue
         with mock.patch.dict(os.environ, {"MCODEC_KERNELS": name}), torch.no_grad():
-            # a reference of rANS takes a step in Python per symbol of a lane
             found = sorted(times(case.run, device, repeat if name == "triton" else min(repeat, 3)))
         low, middle, high = (found[min(len(found) - 1, round(q * (len(found) - 1)))] for q in (0.2, 0.5, 0.8))
         rows.append(
