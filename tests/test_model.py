@@ -17,6 +17,7 @@ from mcodec.model.context import IntegerLayer
 from mcodec.model.layers import Lapped, Response
 from mcodec.model.prior import SIGMA_MIN, gaussian, noisy_bits, precision_table, sigma
 from mcodec.model.quantizer import lattice
+from mcodec.model.transforms import Down, Rise
 
 
 def test_basis_is_orthonormal() -> None:
@@ -62,6 +63,19 @@ def test_response_starts_in_proportion_to_a_power_of_lambda() -> None:
     factor = Response(config)(torch.tensor([0.0, 127.5, 255.0])).flatten()
     end = (config.lambda_max / config.lambda_min) ** (config.response / 2)
     assert factor.tolist() == pytest.approx([end, 1, 1 / end], rel=1e-4)
+
+
+def test_patches_are_ordered_as_pixels_are_shuffled() -> None:
+    torch.manual_seed(0)
+    down, rise = Down(4 * 3, 5), Rise(5, 4 * 3)
+    for layer in (down, rise):
+        torch.nn.init.normal_(layer.bias)
+    x, y = torch.randn(2, 3, 6, 4), torch.randn(2, 5, 3, 2)
+    flat = torch.nn.functional.pixel_unshuffle(x, 2)
+    wanted = torch.einsum("oi,bihw->bohw", down.weight, flat) + down.bias[:, None, None]
+    torch.testing.assert_close(down(x), wanted)
+    wanted = torch.einsum("oi,bihw->bohw", rise.weight, y) + rise.bias[:, None, None]
+    torch.testing.assert_close(rise(y), torch.nn.functional.pixel_shuffle(wanted, 2))
 
 
 @pytest.mark.parametrize("name", ["cascade-small", "cascade"])
