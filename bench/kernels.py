@@ -107,7 +107,7 @@ def rans_encode(batch: int, height: int, width: int, device: torch.device) -> Ca
     counts = torch.full((batch, 1), n, device=device)
     lanes = torch.full((batch,), _lanes(n), device=device)
     return Case(
-        lambda: rans_encode(start, freq, counts, [0], lanes, _lanes(n)), batch * n * 12, batch * n * 30,
+        lambda: rans_encode(start, freq, counts, [0], lanes, _lanes(n)), batch * n * 20, batch * n * 30,
         steps=n // _lanes(n),
     )
 

@@ -17,8 +17,6 @@ from mcodec.kernels.backend import jit, launch, tile_rows, tl, triton, use_trito
 #: log2 of the sum of a row.
 TOTAL_BITS = 16
 TOTAL = 1 << TOTAL_BITS
-#: Codewords per block of `row_blocks`.
-BLOCK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,11 +166,26 @@ def tile_scaled(weight, inverse_high, inverse_low):  # type: ignore[no-untyped-d
 
 
 @jit
+def tile_frequencies(logit, k, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Frequencies `[ROWS, COLUMNS]` of sum 2^16 from whole rows of logits, 0 beyond K - 1; k int32 `[1, COLUMNS]`."""
+    f = tl.max(logit, 1)[:, None] - logit
+    weight = tile_weights(f)
+    total = tl.sum(weight, 1).to(tl.int64)
+    inverse = tl.full([ROWS], (65536 - K) << 31, tl.int64) // total
+    high = (inverse >> 16).to(tl.int32)
+    low = (inverse & 0xFFFF).to(tl.int32)
+    freq = tl.where(k < K, tile_scaled(weight, high[:, None], low[:, None]), 0)
+    rest = 65536 - tl.sum(freq, 1).to(tl.int32)
+    top = tl.min(tl.where(f == 0, k, COLUMNS), 1)
+    return freq + tl.where(k == top[:, None], rest[:, None], 0)
+
+
+@jit
 def _tile_rows(  # type: ignore[no-untyped-def]
     codewords, log_weights, precision, limit, offset, scale, M, P, K: tl.constexpr, D: tl.constexpr,
     STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """Frequencies `[ROWS, COLUMNS]` of one program's symbols, with what it takes to evaluate them again."""
+    """Frequencies `[ROWS, COLUMNS]` of one program's symbols: neighbours of one group."""
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     group = tl.program_id(1).to(tl.int64)
     stream = tl.program_id(2).to(tl.int64)
@@ -183,18 +196,7 @@ def _tile_rows(  # type: ignore[no-untyped-def]
     logit, coded = tile_logits(
         codewords, log_weights, precision, limit, offset, scale, symbol, group, valid, k[None, :], P, K, D, STATIC
     )
-    largest = tl.max(logit, 1)
-    f = largest[:, None] - logit
-    weight = tile_weights(f)
-    total = tl.sum(weight, 1).to(tl.int64)
-    inverse = tl.full([ROWS], (65536 - K) << 31, tl.int64) // total
-    high = (inverse >> 16).to(tl.int32)
-    low = (inverse & 0xFFFF).to(tl.int32)
-    freq = tl.where(k[None, :] < K, tile_scaled(weight, high[:, None], low[:, None]), 0)
-    rest = 65536 - tl.sum(freq, 1).to(tl.int32)
-    top = tl.min(tl.where(f == 0, k[None, :], COLUMNS), 1)
-    freq += tl.where(k[None, :] == top[:, None], rest[:, None], 0)
-    return cell, valid, coded, freq, k, largest, high, low, top, rest
+    return cell, valid, coded, tile_frequencies(logit, k[None, :], K, ROWS, COLUMNS), k
 
 
 @jit
@@ -202,7 +204,7 @@ def _frequencies_kernel(  # type: ignore[no-untyped-def]
     codewords, log_weights, precision, limit, offset, scale, codes, start, freq, M, P, K: tl.constexpr,
     D: tl.constexpr, STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    cell, valid, coded, row, k, _, _, _, _, _ = _tile_rows(
+    cell, valid, coded, row, k = _tile_rows(
         codewords, log_weights, precision, limit, offset, scale, M, P, K, D, STATIC, ROWS, COLUMNS
     )
     code = tl.load(codes + cell, mask=valid, other=0).to(tl.int32)
@@ -217,62 +219,77 @@ def _rows_kernel(  # type: ignore[no-untyped-def]
     codewords, log_weights, precision, limit, offset, scale, rows, M, P, K: tl.constexpr, D: tl.constexpr,
     STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    cell, valid, _, row, k, _, _, _, _, _ = _tile_rows(
+    cell, valid, _, row, k = _tile_rows(
         codewords, log_weights, precision, limit, offset, scale, M, P, K, D, STATIC, ROWS, COLUMNS
     )
     tl.store(rows + cell[:, None] * K + k[None, :], row, mask=valid[:, None] & (k[None, :] < K))
 
 
 @jit
-def _blocks_kernel(  # type: ignore[no-untyped-def]
-    codewords, log_weights, precision, limit, offset, scale, heads, starts, M, P, K: tl.constexpr, D: tl.constexpr,
-    STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
+def _starts_kernel(  # type: ignore[no-untyped-def]
+    codewords, log_weights, precision, limit, offset, scale, order, counts, out, first, chunk, N, P, K: tl.constexpr,
+    D: tl.constexpr, STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    cell, valid, _, row, _, largest, high, low, top, rest = _tile_rows(
-        codewords, log_weights, precision, limit, offset, scale, M, P, K, D, STATIC, ROWS, COLUMNS
-    )
-    sums = tl.sum(tl.reshape(row, (ROWS, BLOCKS, COLUMNS // BLOCKS)), 2)
-    block = tl.arange(0, BLOCKS)
-    tl.store(starts + cell[:, None] * BLOCKS + block[None, :], tl.cumsum(sums, 1) - sums, mask=valid[:, None])
-    tl.store(heads + cell * 5, largest, mask=valid)
-    tl.store(heads + cell * 5 + 1, high, mask=valid)
-    tl.store(heads + cell * 5 + 2, low, mask=valid)
-    tl.store(heads + cell * 5 + 3, top, mask=valid)
-    tl.store(heads + cell * 5 + 4, rest, mask=valid)
+    stream = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = (i < chunk) & (first + i < tl.load(counts + stream))
+    if tl.program_id(0) * ROWS + first < tl.load(counts + stream):
+        symbol = tl.load(order + stream * N + first + i, mask=valid, other=0)
+        group = (symbol // P).to(tl.int64)
+        k = tl.arange(0, COLUMNS)[None, :]
+        component = (stream * N + group * P) * D + symbol % P
+        logit, _ = tile_logits(
+            codewords, log_weights, precision, limit, offset, scale, component, group[:, None], valid,
+            tl.broadcast_to(k, (ROWS, COLUMNS)), P, K, D, STATIC,
+        )
+        freq = tile_frequencies(logit, k, K, ROWS, COLUMNS)
+        entry = tl.where(k < K, ((tl.cumsum(freq, 1) - freq) << 16) | k, 0)
+        tl.store(out + (stream * chunk + i)[:, None] * COLUMNS + k, entry, mask=valid[:, None])
 
 
 def _launch(
     kernel: object, tables: MixtureTables, offset: Tensor | None, scale: Tensor | None, grid: torch.Size,
-    out: tuple[Tensor, ...], **meta: int,
+    out: tuple[Tensor, ...],
 ) -> None:
     """A kernel over all symbols of `grid` `[B, M, P]`, `ROWS` of them per program, each with its whole row."""
     batch, groups, positions = grid
     _, size, dimension = tables.shape
-    columns = max(BLOCK, triton.next_power_of_2(size))
-    rows = min(tile_rows(columns), triton.next_power_of_2(max(positions, 1)))
+    width = columns(size)
+    rows = min(tile_rows(width), triton.next_power_of_2(max(positions, 1)))
     unused = tables.precision  # a static prior reads neither
     context = (unused, unused) if offset is None or scale is None else (offset.contiguous(), scale.contiguous())
     launch(
         kernel, (-(-positions // rows), groups, batch), tables.codewords, tables.log_weights, tables.precision,
         tables.limit, *context, *out, groups, positions, K=size, D=dimension, STATIC=offset is None, ROWS=rows,
-        COLUMNS=columns, num_warps=warps(rows * columns), **meta,
+        COLUMNS=width, num_warps=warps(rows * width),
     )
 
 
-def row_blocks(tables: MixtureTables, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What a decoder's search starts from, for every symbol; Triton only.
+def row_starts(
+    tables: MixtureTables, offset: Tensor | None, scale: Tensor | None, order: Tensor, count: Tensor, positions: int,
+    first: int, out: Tensor,
+) -> None:
+    """What a decoder's search reads, for the symbols of numbers `first` on in coding order; Triton only.
 
-    Returns heads int32 `[B, M, P, 5]` (largest logit, the halves of the row's scale, the codeword that takes the
-    remainder, the remainder) and starts int32 `[B, M, P, N]`: of the N blocks of 64 codewords (N a power of two).
-    B and P are 1 for a static prior. One row is evaluated per symbol; 4 (5 + N) bytes are written.
+    order int32 `[B, N]` and count int64 `[B]` as `mcodec.kernels.rans.coded_order` gives them, of stages `[B, M, P]`;
+    P is `positions`. out int32 `[B, C, columns(K)]` takes those of C symbols of every stream: of codeword k the start
+    of its interval, times 2^16, plus k; 0 beyond K - 1. Rows beyond the count stay as they are.
     """
-    groups, size, _ = tables.shape
-    grid = torch.Size((1, groups, 1)) if offset is None else torch.Size((len(offset), groups, offset.shape[3]))
-    blocks = max(BLOCK, triton.next_power_of_2(size)) // BLOCK
-    heads = torch.empty((*grid, 5), dtype=torch.int32, device=tables.codewords.device)
-    starts = torch.empty((*grid, blocks), dtype=torch.int32, device=tables.codewords.device)
-    _launch(_blocks_kernel, tables, offset, scale, grid, (heads, starts), BLOCKS=blocks)
-    return heads, starts
+    _, size, dimension = tables.shape
+    batch, chunk, width = out.shape
+    rows = min(tile_rows(width), triton.next_power_of_2(chunk))
+    unused = tables.precision  # a static prior reads neither
+    context = (unused, unused) if offset is None or scale is None else (offset, scale)
+    launch(
+        _starts_kernel, (-(-chunk // rows), batch), tables.codewords, tables.log_weights, tables.precision,
+        tables.limit, *context, order, count, out, first, chunk, order.shape[1], positions, K=size, D=dimension,
+        STATIC=offset is None, ROWS=rows, COLUMNS=width, num_warps=warps(rows * width),
+    )
+
+
+def columns(size: int) -> int:
+    """Width of a tile that holds rows of so many codewords: a power of two."""
+    return max(64, int(triton.next_power_of_2(size)))
 
 
 # ---- dispatchers -------------------------------------------------------------------------------------------------

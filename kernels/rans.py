@@ -15,20 +15,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mcodec.kernels.backend import jit, launch, tl, upload, use_triton, warps
+from mcodec.kernels.backend import jit, launch, tl, upload, use_triton
 from mcodec.kernels.mixture_frequencies import (
-    BLOCK,
     MixtureTables,
-    row_blocks,
+    columns,
+    row_starts,
     rows_of,
     skipped,
-    tile_logits,
-    tile_scaled,
-    tile_weights,
 )
 
 #: Lower end of a state, where every lane starts; the upper end is 2^48.
 LOWEST = 1 << 32
+#: Bytes of the rows that wait for a decoder, at most (one step's at least): enough for a thousand steps of 64 streams,
+#: which take longer than the launch of their kernels.
+ROW_BYTES = 1 << 28
+#: Codewords of all lanes that a decoding step compares at once, in registers; with more, it searches by halves.
+SCANNED = 1 << 13
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +128,7 @@ def rans_decode_reference(
 
 @jit
 def _encode_kernel(  # type: ignore[no-untyped-def]
-    start, freq, counts, firsts, lanes, states, words, N, STAGES, MAX_LANES, LANES: tl.constexpr,
+    start, freq, inverse, counts, firsts, lanes, states, words, N, STAGES, MAX_LANES, LANES: tl.constexpr,
 ):
     stream = tl.program_id(1).to(tl.int64)
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
@@ -136,92 +138,162 @@ def _encode_kernel(  # type: ignore[no-untyped-def]
         stage = STAGES - 1 - back
         first = stream * N + tl.load(firsts + stage)
         count = tl.load(counts + stream * STAGES + stage).to(tl.int32)
-        rounds = (count + count_lanes - 1) // count_lanes
-        for done in range(rounds):
-            i = (rounds - 1 - done) * count_lanes + lane
-            active = (lane < count_lanes) & (i < count)
-            f = tl.load(freq + first + i, mask=active, other=1).to(tl.int64)
-            s = tl.load(start + first + i, mask=active, other=0).to(tl.int64)
+        i = ((count + count_lanes - 1) // count_lanes - 1) * count_lanes + lane
+        active = (lane < count_lanes) & (i >= 0) & (i < count)
+        f = tl.load(freq + first + i, mask=active, other=1).to(tl.int64)
+        s = tl.load(start + first + i, mask=active, other=0).to(tl.int64)
+        r = tl.load(inverse + first + i, mask=active, other=0).to(tl.uint64)
+        for _ in range((count + count_lanes - 1) // count_lanes):
+            # the next symbol, while this one is computed
+            j = i - count_lanes
+            follows = (lane < count_lanes) & (j >= 0)
+            next_f = tl.load(freq + first + j, mask=follows, other=1).to(tl.int64)
+            next_s = tl.load(start + first + j, mask=follows, other=0).to(tl.int64)
+            next_r = tl.load(inverse + first + j, mask=follows, other=0).to(tl.uint64)
             put = active & (x >= (f << 32))
             tl.store(words + first + i, tl.where(put, (x & 0xFFFF).to(tl.int32), -1), mask=active)
             y = tl.where(put, x >> 16, x)
-            # y // f by long division in 32 bits: the high part is below f << 16 (docs/ENTROPY.md)
-            d = f.to(tl.uint32)
-            high = (y >> 16).to(tl.uint32)
-            low = ((high % d) << 16) | (y & 0xFFFF).to(tl.uint32)
-            quotient = ((high // d).to(tl.int64) << 16) + (low // d).to(tl.int64)
-            y = (quotient << 16) + (low % d).to(tl.int64) + s
-            x = tl.where(active, y, x)
+            quotient = tl.where(f == 1, y, tl.umulhi(y.to(tl.uint64), r).to(tl.int64))
+            x = tl.where(active, y + quotient * (65536 - f) + s, x)  # the quotient << 16, the remainder, the start
+            i, active, f, s, r = j, follows, next_f, next_s, next_r
     tl.store(states + stream * MAX_LANES + lane, x, mask=lane < MAX_LANES)
 
 
 @jit
+def _fetch(  # type: ignore[no-untyped-def]
+    table, order, step, count_lanes, first, last, lane, P, STATIC: tl.constexpr, SCAN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """What a step reads that no state decides: (symbols, row addresses, active) `[L, 1]`, rows as tiles `[L, WIDTH]`.
+
+    A tile gives a thread four codewords: the compiler then spreads lanes, and no more of a row than has to be, over
+    the warps, and a search stays within a warp.
+    """
+    WIDTH: tl.constexpr = COLUMNS // min(8, max(1, COLUMNS // 128))
+    i = first + step * count_lanes + lane
+    active = (lane < count_lanes) & (i < last)
+    symbol = tl.load(order + i, mask=active, other=0)
+    row = tl.minimum(i, last - 1)  # what is idle reads some row
+    if STATIC:  # noqa: SIM108 - a branch at compile time
+        row = row // P
+    else:
+        row = row - first
+    row = table + row * COLUMNS
+    entries = ()
+    if SCAN:
+        for tile in tl.static_range(COLUMNS // WIDTH):
+            loaded = tl.load(row + tile * WIDTH + tl.arange(0, WIDTH)[None, :])
+            entries = entries + (loaded,)  # type: ignore[assignment]  # noqa: RUF005 - Triton unpacks into no tuple
+    return symbol, row, active, entries
+
+
+@jit
+def _step(  # type: ignore[no-untyped-def]
+    fetched, x, read, lane, words, end, codes, K: tl.constexpr, SCAN: tl.constexpr, LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Decodes one symbol of every lane: (states, words read) after it; x int64 `[L, 1]`."""
+    symbol, row, active, entries = fetched
+    if LANES == 1:
+        at = read + tl.zeros_like(symbol)
+        word = tl.load(words + at, mask=at < end, other=0)  # before it is known whether it is needed
+    slot = (x & 0xFFFF).to(tl.uint32)
+    beyond = (slot + 1) << 16  # entries below: starts of at most the slot; 0 for the last slot, where all are
+    if SCAN:
+        # less `beyond` in 32 bits, what is below wraps around to the top: the largest is the symbol's own entry, the
+        # smallest the next one's, or that of codeword 0, whose start 0 then stands for 2^16
+        largest = entries[0].to(tl.uint32) - beyond
+        smallest = largest
+        for tile in tl.static_range(1, len(entries)):
+            wrapped = entries[tile].to(tl.uint32) - beyond
+            largest = tl.maximum(largest, wrapped)
+            smallest = tl.minimum(smallest, wrapped)
+        here = tl.max(largest, 1)[:, None] + beyond
+        after = tl.min(smallest, 1)[:, None] + beyond
+    else:
+        k = tl.zeros_like(symbol)
+        half = COLUMNS // 2
+        while half > 0:
+            start = tl.load(row + k + half, mask=k + half < K, other=-1).to(tl.uint32) >> 16
+            k += tl.where((k + half < K) & (start <= slot), half, 0)
+            half = half // 2
+        here = tl.load(row + k).to(tl.uint32)
+        after = tl.load(row + k + 1, mask=k + 1 < K, other=0).to(tl.uint32)
+    begin = here >> 16
+    f = (((after >> 16) + 0xFFFF) & 0xFFFF) + 1 - begin
+    tl.store(codes + symbol, (here & 0xFFFF).to(tl.int32), mask=active)
+    y = f.to(tl.uint64) * (x >> 16).to(tl.uint32).to(tl.uint64) + (slot - begin).to(tl.uint64)
+    y = y.to(tl.int64)
+    short = active & (y < (1 << 32))
+    if LANES == 1:
+        read += tl.sum(tl.sum(short.to(tl.int32), 1), 0)
+    else:
+        if LANES <= 8:
+            # a prefix sum by one sum: four bits per lane, in which it and the lanes below it count
+            shift = (4 * lane).to(tl.uint32)
+            taken = tl.sum(tl.sum(tl.where(short, tl.full(short.shape, 0x11111111, tl.uint32) << shift, 0), 1), 0)
+            total = taken >> 28
+            at = read + ((taken >> shift) & 15).to(tl.int32) - 1
+        else:
+            flat = tl.reshape(short.to(tl.int32), (LANES,))
+            at = read + tl.reshape(tl.cumsum(flat, 0), (LANES, 1)) - 1
+            total = tl.sum(flat, 0)
+        word = tl.load(words + at, mask=short & (at < end), other=0)
+        read += total.to(tl.int32)
+    y = tl.where(short, (y << 16) | word.to(tl.int64), y)
+    return tl.where(active, y, x), read
+
+
+@jit
 def _decode_kernel(  # type: ignore[no-untyped-def]
-    codewords, log_weights, precision, limit, offset, scale, heads, starts, order, counts, words, limits, lanes,
-    states, positions, codes, N, P, W, MAX_LANES, K: tl.constexpr, D: tl.constexpr, STATIC: tl.constexpr,
-    LANES: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+    table, order, counts, words, limits, lanes, states, positions, codes, first, chunk, N, P, W, MAX_LANES,
+    K: tl.constexpr, STATIC: tl.constexpr, SCAN: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     stream = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, LANES)
-    block = tl.arange(0, BLOCKS)
-    within = tl.arange(0, BLOCK)
+    lane = tl.arange(0, LANES)[:, None]
     count_lanes = tl.load(lanes + stream).to(tl.int32)
-    count = tl.load(counts + stream).to(tl.int32)
-    words += stream * W
-    end = tl.load(limits + stream)
-    read = tl.load(positions + stream)
-    x = tl.load(states + stream * MAX_LANES + lane, mask=lane < MAX_LANES, other=1 << 32)
-    for step in range((count + count_lanes - 1) // count_lanes):
-        i = step * count_lanes + lane
-        active = (lane < count_lanes) & (i < count)
-        symbol = tl.load(order + stream * N + i, mask=active, other=0)
-        group = symbol // P
-        if STATIC:  # noqa: SIM108 - a branch at compile time
-            row = group.to(tl.int64)
-        else:
-            row = stream * N + symbol
-        slot = (x & 0xFFFF).to(tl.int32)
-
-        # the block of 64 codewords, from its start
-        begin = tl.load(starts + row[:, None] * BLOCKS + block[None, :])
-        passed = begin <= slot[:, None]
-        first = (tl.sum(passed.to(tl.int32), 1) - 1) * BLOCK
-        begin = tl.max(tl.where(passed, begin, 0), 1)
-
-        # the row, evaluated again within the block
-        k = first[:, None] + within[None, :]
-        component = (stream * N + group.to(tl.int64) * P) * D + symbol % P
-        logit, _ = tile_logits(
-            codewords, log_weights, precision, limit, offset, scale, component, group.to(tl.int64)[:, None], active, k,
-            P, K, D, STATIC,
-        )
-        largest = tl.load(heads + row * 5)
-        high = tl.load(heads + row * 5 + 1)
-        low = tl.load(heads + row * 5 + 2)
-        top = tl.load(heads + row * 5 + 3)
-        rest = tl.load(heads + row * 5 + 4)
-        freq = tile_scaled(tile_weights(largest[:, None] - logit), high[:, None], low[:, None])
-        freq = tl.where(k < K, freq, 0) + tl.where(k == top[:, None], rest[:, None], 0)
-        ends = begin[:, None] + tl.cumsum(freq, 1)
-        passed = ends <= slot[:, None]
-        here = tl.sum(passed.to(tl.int32), 1)
-        begin = tl.max(tl.where(passed, ends, begin[:, None]), 1)
-        f = tl.sum(tl.where(within[None, :] == here[:, None], freq, 0), 1)
-        tl.store(codes + stream * N + symbol, first + here, mask=active)
-
-        y = f.to(tl.int64) * (x >> 16) + (slot - begin)
-        short = active & (y < (1 << 32))
-        taken = tl.cumsum(short.to(tl.int32), 0)
-        at = read + taken - 1
-        word = tl.load(words + at, mask=short & (at < end), other=0).to(tl.int64)
-        y = tl.where(short, (y << 16) | word, y)
-        x = tl.where(active, y, x)
-        read += tl.sum(short.to(tl.int32), 0)
-    tl.store(states + stream * MAX_LANES + lane, x, mask=lane < MAX_LANES)
-    tl.store(positions + stream, read)
+    last = tl.minimum(tl.load(counts + stream).to(tl.int32), first + chunk)
+    if first < last:
+        if not STATIC:
+            table += stream * chunk * COLUMNS
+        order += stream * N
+        codes += stream * N
+        words += stream * W
+        end = tl.load(limits + stream).to(tl.int32)
+        read = tl.load(positions + stream).to(tl.int32)
+        place = states + stream * MAX_LANES + lane
+        x = tl.load(place)
+        steps = (last - first + count_lanes - 1) // count_lanes
+        # rows of four steps: each is asked for as soon as the registers of one before it are free
+        a = _fetch(table, order, 0, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+        b = _fetch(table, order, 1, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+        c = _fetch(table, order, 2, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+        d = _fetch(table, order, 3, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+        for step in range(0, steps, 4):
+            x, read = _step(a, x, read, lane, words, end, codes, K, SCAN, LANES, COLUMNS)
+            a = _fetch(table, order, step + 4, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+            x, read = _step(b, x, read, lane, words, end, codes, K, SCAN, LANES, COLUMNS)
+            b = _fetch(table, order, step + 5, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+            x, read = _step(c, x, read, lane, words, end, codes, K, SCAN, LANES, COLUMNS)
+            c = _fetch(table, order, step + 6, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+            x, read = _step(d, x, read, lane, words, end, codes, K, SCAN, LANES, COLUMNS)
+            d = _fetch(table, order, step + 7, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+        tl.store(place, x)
+        tl.store(positions + stream, read.to(tl.int64))
 
 
 # ---- dispatchers -------------------------------------------------------------------------------------------------
+
+
+def _inverse(freq: Tensor) -> Tensor:
+    """floor((2^64 - 1) / freq) + 1 mod 2^64 as int64: the high half of its product with x is x // freq.
+
+    That product exceeds 2^64 x / freq by at most x, and x < 2^48 and freq < 2^16 make this too little to reach the
+    next integer (docs/ENTROPY.md). 0 for freq = 1. What is not coded may be 0.
+    """
+    f = freq.clamp(min=1).long()
+    half, rest = (2**63 - 1) // f, (2**63 - 1) % f
+    return 2 * half + (2 * rest + 1) // f + 1  # wraps around for 1
 
 
 def rans_encode(
@@ -232,8 +304,8 @@ def rans_encode(
     start and freq int32 `[B, N]`: number i of stage s at firsts[s] + i, for i < counts[b, s]; freq from 1 to 65535,
     start + freq at most 65536. counts int64 `[B, S]`; lanes int64 `[B]`, powers of two of at most max_lanes.
     Returns (states int64 `[B, max_lanes]`, words int32 `[B, N]`): beside each symbol the word it puts, -1 for none,
-    so that the words in order of address are the stream's. Bit-exact. 12 bytes per symbol; its time is that of the
-    longest lane, not of the bytes: with few lanes and one stream a CPU is faster.
+    so that the words in order of address are the stream's. Bit-exact. 20 bytes per symbol; its time is that of the
+    longest lane, not of the bytes.
     """
     if not use_triton(start.device):
         return rans_encode_reference(start, freq, counts, firsts, lanes, max_lanes)
@@ -242,9 +314,9 @@ def rans_encode(
     words = torch.full_like(start, -1)
     block = min(32, max_lanes)
     launch(
-        _encode_kernel, (max_lanes // block, batch), start.contiguous(), freq.contiguous(), counts.contiguous(),
-        upload(torch.tensor(firsts, dtype=torch.int64), start.device), lanes, states, words, size, len(firsts),
-        max_lanes, LANES=block, num_warps=1,
+        _encode_kernel, (max_lanes // block, batch), start.contiguous(), freq.contiguous(), _inverse(freq),
+        counts.contiguous(), upload(torch.tensor(firsts, dtype=torch.int64), start.device), lanes, states, words, size,
+        len(firsts), max_lanes, LANES=block, num_warps=1,
     )
     return states, words
 
@@ -256,9 +328,9 @@ def rans_decode(
     """Codes of the next stage of every stream, int32 `[B, M, P]`, 0 where skipped; `streams` advances.
 
     offset int16 and scale uint8 `[B, M, d, P]`, both None for a static prior; shape is (B, M, P). Total: whatever the
-    words, codes are in 0..K-1 and no address leaves its array. Bit-exact. The row is evaluated twice, by all of the
-    GPU for its scale and the starts of its blocks of 64 codewords, and within one block where the symbol is decoded;
-    the second part takes the time of the longest stream's count / L steps.
+    words, codes are in 0..K-1 and no address leaves its array. Bit-exact. All of the GPU evaluates rows of the coded
+    symbols in parallel and in coding order, 4 columns(K) bytes each, `ROW_BYTES` at a time; the serial part, a step
+    per count / L of the longest stream, only finds intervals in them.
     """
     if not use_triton(streams.words.device):
         return rans_decode_reference(tables, offset, scale, shape, streams)
@@ -267,15 +339,27 @@ def rans_decode(
     codes = torch.zeros(shape, dtype=torch.int32, device=order.device)
     if codes.numel() == 0:
         return codes
-    heads, starts = row_blocks(tables, offset, scale)
-    unused = tables.precision  # a static prior reads neither
-    context = (unused, unused) if offset is None or scale is None else (offset.contiguous(), scale.contiguous())
-    max_lanes = streams.states.shape[1]
-    _, size, dimension = tables.shape
-    launch(
-        _decode_kernel, (batch,), tables.codewords, tables.log_weights, tables.precision, tables.limit, *context, heads,
-        starts, order, count, streams.words, streams.limits, streams.lanes, streams.states, streams.position, codes,
-        groups * positions, positions, streams.words.shape[1], max_lanes, K=size, D=dimension, STATIC=offset is None,
-        LANES=max_lanes, BLOCKS=starts.shape[3], BLOCK=BLOCK, num_warps=warps(max_lanes * BLOCK),
-    )
+    max_lanes, size, width = streams.states.shape[1], tables.shape[1], columns(tables.shape[1])
+    static = offset is None or scale is None
+    if static:
+        chunk = order.shape[1]
+        every = torch.arange(groups, dtype=torch.int32, device=order.device)[None]
+        table = torch.empty((1, groups, width), dtype=torch.int32, device=order.device)
+        row_starts(tables, None, None, every, torch.full_like(count[:1], groups), 1, 0, table)
+    else:
+        assert offset is not None and scale is not None
+        offset, scale = offset.contiguous(), scale.contiguous()
+        chunk = max(1, ROW_BYTES // (4 * width * batch * max_lanes)) * max_lanes  # whole steps
+        chunk = min(chunk, -(-order.shape[1] // max_lanes) * max_lanes)
+        table = torch.empty((batch, chunk, width), dtype=torch.int32, device=order.device)
+    scan = max_lanes <= 8 and max_lanes * width <= SCANNED
+    for first in range(0, order.shape[1], chunk):
+        if not static:
+            row_starts(tables, offset, scale, order, count, positions, first, table)
+        launch(
+            _decode_kernel, (batch,), table, order, count, streams.words, streams.limits, streams.lanes,
+            streams.states, streams.position, codes, first, chunk, order.shape[1], positions, streams.words.shape[1],
+            max_lanes, K=size, STATIC=static, SCAN=scan, LANES=max_lanes, COLUMNS=width,
+            num_warps=max_lanes * max(1, width // 1024) if scan else max(1, max_lanes // 32),
+        )
     return codes

@@ -9,9 +9,11 @@ import pytest
 import torch
 from stages import Stage, random_stage, sample, slow_stream, static
 
-from mcodec.entropy import Decoder, Encoder, coder
+from mcodec.entropy import Decoder, Encoder, coder, frequency_rows
 from mcodec.entropy.batch import TensorDecoder, TensorEncoder
 from mcodec.errors import CorruptStream
+from mcodec.kernels import rans
+from mcodec.kernels.rans import LOWEST, RansStreams
 
 #: A batch: for every tile its stages, with the same tables.
 Batch = list[list[Stage]]
@@ -137,6 +139,72 @@ def test_bad_streams(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> N
             assert int(found.min()) >= 0 and int(found.max()) < tables.codewords.shape[1]
     with pytest.raises(CorruptStream, match="log2 of the lane count is 11"):
         TensorDecoder([b"\x0b" + bytes(9000)], device)
+
+
+@pytest.mark.parametrize("scanned", [0, rans.SCANNED], ids=["by halves", "scanned"])
+@pytest.mark.parametrize("load", [coder.SURPRISE_PER_LANE, 5 << 16, 1 << 15], ids=["one lane", "few", "many"])
+def test_rows_in_pieces(device: torch.device, monkeypatch: pytest.MonkeyPatch, load: int, scanned: int) -> None:
+    """Rows that wait for as few steps as can be, and both ways to search them."""
+    monkeypatch.setattr(coder, "SURPRISE_PER_LANE", load)
+    monkeypatch.setattr(rans, "ROW_BYTES", 5 * 4 * 64 * 2)
+    monkeypatch.setattr(rans, "SCANNED", scanned)
+    batch = batch_of(8, 9, 2, 23)
+    for index, found in enumerate(decode(encode(batch, device), batch, device)):
+        for item, stages in enumerate(batch):
+            assert found[item].tolist() == stages[index][2].tolist()
+
+
+@pytest.mark.parametrize("size", [2, 64, 65, 1100])
+@pytest.mark.parametrize("lanes", [1, 2, 8, 16])
+def test_ends_of_intervals(device: torch.device, size: int, lanes: int) -> None:
+    """The first and the last slot of codewords at both ends of a row, with and without context; words run out."""
+    rng = np.random.default_rng(size)
+    for tables, context, _ in (
+        random_stage(size, 1, size, 2, 1, skip=0),
+        random_stage(size, 1, size, 2, 1, skip=0, spread=1000),  # most codewords have a frequency of 1
+        static([-(37 * k) % 400 for k in range(size)], []),
+    ):
+        end = frequency_rows(tables, *context, 0)[0].astype(np.int64).cumsum()
+        wanted = np.unique([0, 1, size // 2, size - 2, size - 1])
+        slots = np.stack([np.append(0, end)[wanted], end[wanted] - 1]).reshape(-1)
+        batch = -(-len(slots) // lanes)
+        slots = np.resize(slots, (batch, lanes))
+        states = torch.from_numpy(rng.integers(1 << 16, 1 << 32, (batch, lanes)) << 16 | slots)
+        # a symbol of frequency 2^15 or less takes a word of a state that is as low as can be
+        states[::2] = LOWEST | states[::2] & 0xFFFF
+        offset, scale = (
+            None if c is None else torch.from_numpy(c).expand(batch, -1, -1, lanes).contiguous() for c in context
+        )
+        words = torch.from_numpy(rng.integers(0, 1 << 16, (batch, 2 * lanes), np.int32))
+        found = []
+        for where, decode_ in ((device, rans.rans_decode), (torch.device("cpu"), rans.rans_decode_reference)):
+            streams = RansStreams(
+                words.to(where), torch.full((batch,), lanes // 2, device=where),
+                torch.full((batch,), lanes, device=where), states.to(where, copy=True),
+                torch.zeros(batch, dtype=torch.int64, device=where),
+            )  # fmt: skip
+            codes = decode_(
+                tables.on(where), *(c if c is None else c.to(where) for c in (offset, scale)), (batch, 1, lanes),
+                streams,
+            )  # fmt: skip
+            found.append([t.tolist() for t in (codes, streams.states, streams.position)])
+        assert found[0] == found[1]
+        assert found[0][0] == np.searchsorted(end, slots, "right")[:, None].tolist()
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 64])
+def test_divisions(device: torch.device, lanes: int) -> None:
+    """Frequencies at both ends and around powers of two, and states as they come."""
+    edge = torch.tensor([1, 2, 3, 255, 256, 257, 32767, 32768, 32769, 65521, 65534, 65535])
+    g = torch.Generator().manual_seed(lanes)
+    freq = edge[torch.randint(0, len(edge), (2, 300), generator=g)].int()
+    start = (torch.rand((2, 300), generator=g) * (65537 - freq)).int()
+    counts, many = torch.tensor([[200, 100], [77, 0]]), torch.tensor([lanes, max(1, lanes // 2)])
+    wanted = rans.rans_encode_reference(start, freq, counts, [0, 200], many, lanes)
+    given = [t.to(device) for t in (start, freq, counts)]
+    found = rans.rans_encode(*given, [0, 200], many.to(device), lanes)
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a.cpu(), b)
 
 
 def test_large(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
