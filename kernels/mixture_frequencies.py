@@ -166,7 +166,9 @@ def tile_scaled(weight, inverse_high, inverse_low):  # type: ignore[no-untyped-d
 
 
 @jit
-def tile_frequencies(logit, k, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+def tile_frequencies(  # type: ignore[no-untyped-def]
+    logit, k, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):
     """Frequencies `[ROWS, COLUMNS]` of sum 2^16 from whole rows of logits, 0 beyond K - 1; k int32 `[1, COLUMNS]`."""
     f = tl.max(logit, 1)[:, None] - logit
     weight = tile_weights(f)

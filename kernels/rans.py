@@ -349,8 +349,8 @@ def rans_decode(
     else:
         assert offset is not None and scale is not None
         offset, scale = offset.contiguous(), scale.contiguous()
-        chunk = max(1, ROW_BYTES // (4 * width * batch * max_lanes)) * max_lanes  # whole steps
-        chunk = min(chunk, -(-order.shape[1] // max_lanes) * max_lanes)
+        unit = max(16, max_lanes)  # whole steps; a multiple of 16 is one case for the compiler, others are another
+        chunk = max(1, min(ROW_BYTES // (4 * width * batch * unit), -(-order.shape[1] // unit))) * unit
         table = torch.empty((batch, chunk, width), dtype=torch.int32, device=order.device)
     scan = max_lanes <= 8 and max_lanes * width <= SCANNED
     for first in range(0, order.shape[1], chunk):

@@ -288,7 +288,8 @@ class TensorDecoder:
         lanes = [len(states) for states, _ in heads]
         limits = [len(words) // 2 for _, words in heads]
         states = np.full((len(heads), max(lanes, default=1)), LOWEST, np.int64)
-        padded = np.zeros((len(heads), max(limits, default=0)), np.int32)
+        # of a length that is a multiple of 16, so that one compiled kernel serves all
+        padded = np.zeros((len(heads), -(-max(limits, default=0) // 16) * 16), np.int32)
         for item, (head, words) in enumerate(heads):
             states[item, : len(head)] = head
             padded[item, : len(words) // 2] = words.view("<u2")
