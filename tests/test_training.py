@@ -172,8 +172,11 @@ def test_steps_on_a_gpu_are_replayed(config: TrainConfig, gpu: torch.device) -> 
     assert trainer.bad_steps == 0
 
 
-def test_a_gpu_trains_what_a_cpu_trains(config: TrainConfig, gpu: torch.device) -> None:
+def test_a_gpu_trains_what_a_cpu_trains(
+    config: TrainConfig, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bits and gradients of one batch, without bfloat16."""
+    monkeypatch.setenv("MCODEC_KERNELS", "auto")
     one = Trainer(config.updated(device="cpu"))
     x, level = one.crops.next(), one._levels(config.batch)
     other = copy.deepcopy(one.model).to(gpu)
