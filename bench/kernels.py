@@ -57,7 +57,7 @@ def _prior(batch: int, positions: int, device: torch.device) -> tuple[Any, torch
     from mcodec.model.prior import precision_table
 
     codewords = torch.randint(-240, 241, (GROUPS, CODEWORDS, DIMENSION))
-    tables = MixtureTables.build(codewords, torch.randint(-400, 1, (GROUPS, CODEWORDS)), precision_table())
+    tables = MixtureTables.build(codewords, torch.randint(-400, 1, (GROUPS, CODEWORDS)), precision_table(0.13))
     tables = MixtureTables(*(getattr(tables, n).to(device) for n in tables.__dataclass_fields__))
     shape = (batch, GROUPS, DIMENSION, positions)
     offset = torch.randint(-60, 61, shape, dtype=torch.int16, device=device)

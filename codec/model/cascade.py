@@ -158,7 +158,7 @@ class Cascade(nn.Module):
         self.context_dtype = torch.float32
         self.analysis = Analysis(config)
         self.synthesis = Synthesis(config)
-        self.register_buffer("precision", precision_table())
+        self.register_buffer("precision", precision_table(config.sigma_min))
         stages, ups, seen = [], {}, dict.fromkeys(config.channels, 0)
         previous = config.stages[0].stride
         for stage in config.stages:
@@ -285,14 +285,14 @@ class Cascade(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if offset is None or scale is None:
             raise ValueError("the noise relaxation needs a conditional prior")
-        bounded = book.bounded(latents)
+        bounded, least = book.bounded(latents), self.config.sigma_min
         assert out.overload is not None
         out.overload = out.overload + book.overload(latents)
         rounded = bounded.detach().round()
-        bits = noisy_bits(bounded + torch.rand_like(bounded) - 0.5, offset, scale)
+        bits = noisy_bits(bounded + torch.rand_like(bounded) - 0.5, offset, scale, least)
         out.bits = out.bits + bits.sum((1, 2, 3))
         with torch.no_grad():
-            out.stage_bits.append(noisy_bits(rounded, offset, scale).sum((1, 2, 3)))
+            out.stage_bits.append(noisy_bits(rounded, offset, scale, least).sum((1, 2, 3)))
         return straight_through(rounded, bounded), book.coordinate(rounded)
 
     def _hard(
@@ -319,8 +319,8 @@ class Cascade(nn.Module):
             # codes have no gradient: the encoder keeps the one of the noise relaxation, and so does the scale of what
             # is not coded, which costs no bits whatever the latent
             noise = torch.rand_like(latents) - 0.5
-            relaxed = noisy_bits(bounded + noise, offset.detach(), torch.where(scale == 0, scale, scale.detach()))
-            relaxed = relaxed.sum((1, 2, 3))
+            watched = torch.where(scale == 0, scale, scale.detach())
+            relaxed = noisy_bits(bounded + noise, offset.detach(), watched, self.config.sigma_min).sum((1, 2, 3))
             out.bits = out.bits + relaxed - relaxed.detach()
         out.stage_bits.append(bits.detach())
         codes = flat.unflatten(2, latents.shape[-2:])

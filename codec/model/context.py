@@ -157,7 +157,8 @@ class StageContext(nn.Module):
             self.embed.weight.mul_(3)  # one step must move the state by more than a rounding
             self.offset.weight.mul_(0.05)
             self.scale.weight.mul_(0.25)
-            self.scale.bias.fill_(37 / BIAS_UNIT)  # sigma 0.65: in the middle of what occurs
+            # sigma 0.64: in the middle of what occurs
+            self.scale.bias.fill_(round(16 * math.log2(0.64 / config.sigma_min)) / BIAS_UNIT)
 
     def parameters_of(self, u: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """u `[B, C, h, w]`, level `[B]` -> (u, offset, scale), the last two `[B, M * d, h, w]` integers."""

@@ -21,23 +21,20 @@ from torch import Tensor
 from mcodec.kernels import float_prior
 from mcodec.model.context import OFFSET_UNIT, SCALES
 
-#: sigma_i = SIGMA_MIN * 2^(i / 16), to 32 steps. Index 0 is not coded: one value in 8,000 is then more than half a step
-#: from the mean, and most symbols, which hardly cost a bit, cost no time either.
-SIGMA_MIN = 0.13
 SCALE_STEPS_PER_OCTAVE = 16
 #: log2 of the unit of the integer precision table; its entries are 1/64 bit * 2^-10 per (1/16 step)^2.
 PRECISION_SHIFT = 10
 
 
-def sigma(index: Tensor) -> Tensor:
-    """Standard deviation, in quantization steps, of a scale index."""
-    return SIGMA_MIN * torch.exp2(index / SCALE_STEPS_PER_OCTAVE)
+def sigma(index: Tensor, least: float) -> Tensor:
+    """Standard deviation, in quantization steps, of a scale index: least * 2^(i / 16)."""
+    return least * torch.exp2(index / SCALE_STEPS_PER_OCTAVE)
 
 
-def precision_table() -> Tensor:
+def precision_table(least: float) -> Tensor:
     """Integer precisions a(i), int32 `[SCALES]`, for the coder; stored with the weights, never recomputed."""
     normal = torch.distributions.Normal(0.0, 1.0)
-    s = sigma(torch.arange(SCALES, dtype=torch.float64))
+    s = sigma(torch.arange(SCALES, dtype=torch.float64), least)
     odds = (normal.cdf(-0.5 / s) - normal.cdf(-1.5 / s)) / (1 - 2 * normal.cdf(-0.5 / s))
     nats = -odds.log()
     unit = 64 / math.log(2) / OFFSET_UNIT**2 * 2**PRECISION_SHIFT
@@ -55,12 +52,13 @@ def precision(index: Tensor, table: Tensor) -> Tensor:
     return torch.exp(nats[at] * (1 - fraction) + nats[at + 1] * fraction)
 
 
-def noisy_bits(noisy: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+def noisy_bits(noisy: Tensor, offset: Tensor, scale: Tensor, least: float) -> Tensor:
     """Bits of latents with uniform noise under the Gaussian integrated over one step.
 
-    All `[B, C, h, w]`; `noisy` in steps, `offset` in 1/16 steps, `scale` an index. Returns bits per element.
+    All `[B, C, h, w]`; `noisy` in steps, `offset` in 1/16 steps, `scale` an index; `least` the sigma of index 0.
+    Returns bits per element.
     """
-    return float_prior.noisy_bits(noisy, offset / OFFSET_UNIT, sigma(scale))
+    return float_prior.noisy_bits(noisy, offset / OFFSET_UNIT, sigma(scale, least))
 
 
 def gaussian(offset: Tensor, scale: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,7 @@ class Search:
             book = self.model.stage(index).codebooks
             offset, scale = context.parameters(index)
             assert offset is not None and scale is not None
-            bits = bits + noisy_bits(value, offset, scale).sum()
+            bits = bits + noisy_bits(value, offset, scale, self.model.config.sigma_min).sum()
             # integers forward; backward a code also answers for the prior of those after it
             slope = value * book.coordinate_unit
             context.absorb(index, book.coordinate(value.round()) + (slope - slope.detach()))
