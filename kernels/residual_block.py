@@ -59,6 +59,21 @@ def _affine_row(  # type: ignore[no-untyped-def]
 
 
 @jit
+def _taps(weight, c, known):  # type: ignore[no-untyped-def]
+    """The nine weights of channels c, `[1, CHANNELS]` each, row by row."""
+    w00 = tl.load(weight + c * 9, mask=known, other=0.0)[None, :]
+    w01 = tl.load(weight + c * 9 + 1, mask=known, other=0.0)[None, :]
+    w02 = tl.load(weight + c * 9 + 2, mask=known, other=0.0)[None, :]
+    w10 = tl.load(weight + c * 9 + 3, mask=known, other=0.0)[None, :]
+    w11 = tl.load(weight + c * 9 + 4, mask=known, other=0.0)[None, :]
+    w12 = tl.load(weight + c * 9 + 5, mask=known, other=0.0)[None, :]
+    w20 = tl.load(weight + c * 9 + 6, mask=known, other=0.0)[None, :]
+    w21 = tl.load(weight + c * 9 + 7, mask=known, other=0.0)[None, :]
+    w22 = tl.load(weight + c * 9 + 8, mask=known, other=0.0)[None, :]
+    return w00, w01, w02, w10, w11, w12, w20, w21, w22
+
+
+@jit
 def _depthwise_kernel(  # type: ignore[no-untyped-def]
     x, weight, bias, factors, shifts, out, H, W, C, AFFINE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -75,15 +90,7 @@ def _depthwise_kernel(  # type: ignore[no-untyped-def]
     if AFFINE:
         f = tl.load(factors + item * C + c, mask=known, other=0.0)
         s = tl.load(shifts + item * C + c, mask=known, other=0.0)
-    w00 = tl.load(weight + c * 9, mask=known, other=0.0)[None, :]
-    w01 = tl.load(weight + c * 9 + 1, mask=known, other=0.0)[None, :]
-    w02 = tl.load(weight + c * 9 + 2, mask=known, other=0.0)[None, :]
-    w10 = tl.load(weight + c * 9 + 3, mask=known, other=0.0)[None, :]
-    w11 = tl.load(weight + c * 9 + 4, mask=known, other=0.0)[None, :]
-    w12 = tl.load(weight + c * 9 + 5, mask=known, other=0.0)[None, :]
-    w20 = tl.load(weight + c * 9 + 6, mask=known, other=0.0)[None, :]
-    w21 = tl.load(weight + c * 9 + 7, mask=known, other=0.0)[None, :]
-    w22 = tl.load(weight + c * 9 + 8, mask=known, other=0.0)[None, :]
+    w00, w01, w02, w10, w11, w12, w20, w21, w22 = _taps(weight, c, known)
     b = tl.load(bias + c, mask=known, other=0.0)[None, :]
     a0 = _affine_row(x, plane, first - 1, column, c, known, f, s, H, W, C, -1, AFFINE)
     a1 = _affine_row(x, plane, first - 1, column, c, known, f, s, H, W, C, 0, AFFINE)
@@ -125,15 +132,7 @@ def _depthwise_backward_kernel(  # type: ignore[no-untyped-def]
     if AFFINE:
         f = tl.load(factors + item * C + c, mask=known, other=0.0)
         s = tl.load(shifts + item * C + c, mask=known, other=0.0)
-    w00 = tl.load(weight + c * 9, mask=known, other=0.0)[None, :]
-    w01 = tl.load(weight + c * 9 + 1, mask=known, other=0.0)[None, :]
-    w02 = tl.load(weight + c * 9 + 2, mask=known, other=0.0)[None, :]
-    w10 = tl.load(weight + c * 9 + 3, mask=known, other=0.0)[None, :]
-    w11 = tl.load(weight + c * 9 + 4, mask=known, other=0.0)[None, :]
-    w12 = tl.load(weight + c * 9 + 5, mask=known, other=0.0)[None, :]
-    w20 = tl.load(weight + c * 9 + 6, mask=known, other=0.0)[None, :]
-    w21 = tl.load(weight + c * 9 + 7, mask=known, other=0.0)[None, :]
-    w22 = tl.load(weight + c * 9 + 8, mask=known, other=0.0)[None, :]
+    w00, w01, w02, w10, w11, w12, w20, w21, w22 = _taps(weight, c, known)
     a0, _ = _row(grad, plane, first - 1, column, c, known, H, W, C, -1)
     a1, _ = _row(grad, plane, first - 1, column, c, known, H, W, C, 0)
     a2, _ = _row(grad, plane, first - 1, column, c, known, H, W, C, 1)
