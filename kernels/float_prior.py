@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcodec.kernels.backend import interpreted, jit, launch, tl, triton, use_triton
 
-#: log of the probability below which the integrated Gaussian is replaced by a bound that keeps a gradient.
+#: Probability below which the integrated Gaussian is replaced by a bound that keeps a gradient.
 LEAST_MASS = 1e-6
 
 

@@ -177,7 +177,7 @@ class Cascade(nn.Module):
     def walk(self, height: int, width: int, level: Tensor, choose: Choose, seams: Seams | None = None) -> Tensor:
         """Run the cascade on pictures of height x width (multiples of the coarsest stride); returns s."""
         context = ContextState(self, height, width, level, seams)
-        state = SynthesisState(self, height, width, level)
+        state = SynthesisState(self, height, width, shares(level))
         for index in range(len(self.stages)):
             offset, scale = context.parameters(index)
             value, coordinates = choose(index, state.at(index), offset, scale)
@@ -192,11 +192,12 @@ class Cascade(nn.Module):
         """x `[B, 3, H, W]` in -0.5..0.5, padded. `assign(index, latents, offset, scale)` returns codes
         `[B, M, h, w]` and keeps what it needs. seams: rows and columns where tiles meet; the context network does
         not look across. Returns the synthesis state (for encoder-side search)."""
-        features = self.analysis(x, level)
+        weights = shares(level)
+        features = self.analysis(x, weights)
 
         def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
             stage = self.stage(index)
-            latents = stage.latents(features[stage.stride], state, level).float()
+            latents = stage.latents(features[stage.stride], state, weights).float()
             codes = assign(index, latents, offset, scale)
             return stage.codebooks.lookup(codes), stage.codebooks.lookup_coordinates(codes)
 
@@ -226,7 +227,7 @@ class Cascade(nn.Module):
         Of a window, each stage's codes are those of the box `window.around`. Stages that are not given add nothing:
         a coarser picture.
         """
-        state = SynthesisState(self, height, width, level, window)
+        state = SynthesisState(self, height, width, shares(level), window)
         for index in range(len(self.stages)):
             stage, before = self.stage(index), state.at(index)
             if index < len(codes):
@@ -259,25 +260,25 @@ class Cascade(nn.Module):
         hard codes in place of the float law below, as an entropy coder's backend does in a fraction of the time; beta
         is the weight of distortion in that law.
         """
-        level = shares(level)
-        features = self.analysis(x, level)
+        weights = shares(level)
+        features = self.analysis(x, weights)
         out = Trained(picture=x, bits=x.new_zeros(len(x)))
         out.commitment, out.overload = x.new_zeros(len(x)), x.new_zeros(())
         relaxed = {"noise": self._noise, "gumbel": self._gumbel}
 
         def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
             stage = self.stage(index)
-            latents = stage.latents(features[stage.stride], state, level).float()
+            latents = stage.latents(features[stage.stride], state, weights).float()
             if calibrate:
                 stage.calibrate(latents)
-                latents = stage.latents(features[stage.stride], state, level).float()
+                latents = stage.latents(features[stage.stride], state, weights).float()
             if mode != "hard":
                 return relaxed[mode](out, stage.codebooks, latents, offset, scale)
             codes = assign(index, latents.detach(), offset, scale) if assign else None
             return self._hard(out, stage.codebooks, latents, offset, scale, codes, beta)
 
         state = self.walk(x.shape[2], x.shape[3], level, choose)
-        out.picture = self.synthesis(state, level).float()
+        out.picture = self.synthesis(state, weights).float()
         return out
 
     def _noise(

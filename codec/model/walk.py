@@ -75,7 +75,7 @@ class SynthesisState:
     """s: from the codewords so far to the picture. Floats."""
 
     def __init__(self, model: Cascade, height: int, width: int, level: Tensor, window: Window | None = None) -> None:
-        """As ContextState; window: compute these parts of the stages only."""
+        """As ContextState; level: also as `shares`; window: compute these parts of the stages only."""
         self.model, self.level, self.window = model, level, window
         self.stride = model.stage(0).stride
         whole = Box(0, 0, height // self.stride, width // self.stride)

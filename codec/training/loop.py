@@ -419,8 +419,9 @@ class Trainer:
                 report(row)
 
             while self.step < self.config.steps:
-                # a device that runs ahead of its host is not waited for
-                row = self.train_step(quiet=self._replayed and (self.step + 1) % self.config.log_every != 0)
+                # a device that runs ahead of its host is not waited for, but for what the log holds
+                logged = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == self.config.steps
+                row = self.train_step(quiet=self._replayed and not logged)
                 now = time.monotonic()
                 self.seconds = before + now - began
                 if row:
