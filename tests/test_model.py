@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import TINY, lively
 
+from mcodec import weights
 from mcodec.errors import ModelError
 from mcodec.kernels import context_layer
 from mcodec.kernels.float_prior import mixture_logits
@@ -76,6 +78,17 @@ def test_patches_are_ordered_as_pixels_are_shuffled() -> None:
     torch.testing.assert_close(down(x), wanted)
     wanted = torch.einsum("oi,bihw->bohw", rise.weight, y) + rise.bias[:, None, None]
     torch.testing.assert_close(rise(y), torch.nn.functional.pixel_shuffle(wanted, 2))
+
+
+def test_a_pass_over_released_weights(tmp_path: Path) -> None:
+    """Their tables of quality give what the anchors gave, to a rounding of the anchors."""
+    model = lively(TINY)
+    weights.save(model, tmp_path / "tiny.safetensors", {})
+    released, _ = weights.load(tmp_path / "tiny.safetensors")
+    x, level = torch.rand(3, 3, 64, 64) - 0.5, torch.tensor([0.0, 100.0, 255.0])
+    with torch.no_grad():
+        one, other = (each(x, level, "hard").bits for each in (model, released))
+    assert torch.allclose(one, other, rtol=0.02)
 
 
 @pytest.mark.parametrize("name", ["cascade-small", "cascade-lapped"])
