@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mcodec.api import Codec, load
-from mcodec.bench import machine
+from mcodec.bench import machine, metrics
 from mcodec.bench.speed import Pixels, percentiles, seconds_of_parts, sized
 from mcodec.entropy import backend, batch_encoder
 from mcodec.entropy.batch import ArrayEncoder
@@ -80,11 +80,6 @@ def verify(codec: Codec, reference: Codec, image: Tensor, quality: float) -> str
     return f"{image.shape[2]}x{image.shape[1]}"
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Of two uint8 pictures, dB."""
-    return float(10 * torch.log10(255**2 / (a.float() - b.float()).square().mean().clamp(min=1e-9)))
-
-
 def runs(codec: Codec, pictures: Sequence[Tensor], files: Sequence[bytes], quality: float) -> dict[str, Any]:
     """What is timed: name -> call."""
     return {
@@ -102,7 +97,8 @@ def measure(
     files = codec.encode_batch(pictures, quality)
     count = batch * pixels.shape[0] * pixels.shape[1]
     decoded = codec.decode_tensors(files)
-    quality_db = sum(psnr(a, b) for a, b in zip(pictures, decoded, strict=True)) / batch
+    pairs = ((a.cpu().numpy(), b.cpu().numpy()) for a, b in zip(pictures, decoded, strict=True))
+    quality_db = sum(metrics.psnr(a, b) for a, b in pairs) / batch
     del decoded
     rows = []
     for what, run in runs(codec, pictures, files, quality).items():

@@ -59,6 +59,25 @@ def _affine_row(  # type: ignore[no-untyped-def]
 
 
 @jit
+def _tile(  # type: ignore[no-untyped-def]
+    factors, shifts, W, C, AFFINE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+):
+    """A program's tile: first row and columns `[COLUMNS]`, channels and which exist, item, their factor and shift."""
+    strips = tl.cdiv(W, COLUMNS)
+    column = (tl.program_id(0) % strips) * COLUMNS + tl.arange(0, COLUMNS)
+    first = (tl.program_id(0) // strips) * ROWS + tl.zeros([COLUMNS], tl.int32)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    known = c < C
+    item = tl.program_id(2).to(tl.int64)
+    f = tl.zeros([CHANNELS], tl.float32) + 1.0
+    s = tl.zeros([CHANNELS], tl.float32)
+    if AFFINE:
+        f = tl.load(factors + item * C + c, mask=known, other=0.0)
+        s = tl.load(shifts + item * C + c, mask=known, other=0.0)
+    return first, column, c, known, item, f, s
+
+
+@jit
 def _taps(weight, c, known):  # type: ignore[no-untyped-def]
     """The nine weights of channels c, `[1, CHANNELS]` each, row by row."""
     w00 = tl.load(weight + c * 9, mask=known, other=0.0)[None, :]
@@ -78,18 +97,8 @@ def _depthwise_kernel(  # type: ignore[no-untyped-def]
     x, weight, bias, factors, shifts, out, H, W, C, AFFINE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    strips = tl.cdiv(W, COLUMNS)
-    column = (tl.program_id(0) % strips) * COLUMNS + tl.arange(0, COLUMNS)
-    first = (tl.program_id(0) // strips) * ROWS + tl.zeros([COLUMNS], tl.int32)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    known = c < C
-    item = tl.program_id(2).to(tl.int64)
+    first, column, c, known, item, f, s = _tile(factors, shifts, W, C, AFFINE, ROWS, COLUMNS, CHANNELS)
     plane = item * C * H * W
-    f = tl.zeros([CHANNELS], tl.float32)
-    s = tl.zeros([CHANNELS], tl.float32)
-    if AFFINE:
-        f = tl.load(factors + item * C + c, mask=known, other=0.0)
-        s = tl.load(shifts + item * C + c, mask=known, other=0.0)
     w00, w01, w02, w10, w11, w12, w20, w21, w22 = _taps(weight, c, known)
     b = tl.load(bias + c, mask=known, other=0.0)[None, :]
     a0 = _affine_row(x, plane, first - 1, column, c, known, f, s, H, W, C, -1, AFFINE)
@@ -120,18 +129,8 @@ def _depthwise_backward_kernel(  # type: ignore[no-untyped-def]
     grad, x, weight, factors, shifts, back, sums, H, W, C, AFFINE: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
 ):
-    strips = tl.cdiv(W, COLUMNS)
-    column = (tl.program_id(0) % strips) * COLUMNS + tl.arange(0, COLUMNS)
-    first = (tl.program_id(0) // strips) * ROWS + tl.zeros([COLUMNS], tl.int32)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    known = c < C
-    item = tl.program_id(2).to(tl.int64)
+    first, column, c, known, item, f, s = _tile(factors, shifts, W, C, AFFINE, ROWS, COLUMNS, CHANNELS)
     plane = item * C * H * W
-    f = tl.zeros([CHANNELS], tl.float32) + 1.0
-    s = tl.zeros([CHANNELS], tl.float32)
-    if AFFINE:
-        f = tl.load(factors + item * C + c, mask=known, other=0.0)
-        s = tl.load(shifts + item * C + c, mask=known, other=0.0)
     w00, w01, w02, w10, w11, w12, w20, w21, w22 = _taps(weight, c, known)
     a0, _ = _row(grad, plane, first - 1, column, c, known, H, W, C, -1)
     a1, _ = _row(grad, plane, first - 1, column, c, known, H, W, C, 0)
