@@ -253,8 +253,7 @@ def replay(
 
 def _compare_logits(codec: Codec, index: int, pair: tuple[Tensor, Tensor], count: Count) -> None:
     stage = codec.model.stage(index)
-    codewords, log_weights, _ = stage.codebooks.integers()
-    tables = PriorTables(codewords.numpy(), log_weights.numpy(), codec.model.precision.numpy())
+    tables = codec.model.tables(index)
     offset, scale = (stage.codebooks.vectors(value[None])[0].numpy() for value in pair)
     indices = scale.astype(np.uint8)
     groups, size, _ = tables.codewords.shape

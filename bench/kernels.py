@@ -57,8 +57,8 @@ def _prior(batch: int, positions: int, device: torch.device) -> tuple[Any, torch
     from mcodec.model.prior import precision_table
 
     codewords = torch.randint(-240, 241, (GROUPS, CODEWORDS, DIMENSION))
-    tables = MixtureTables.build(codewords, torch.randint(-400, 1, (GROUPS, CODEWORDS)), precision_table(0.13))
-    tables = MixtureTables(*(getattr(tables, n).to(device) for n in tables.__dataclass_fields__))
+    weights = torch.randint(-400, 1, (GROUPS, CODEWORDS)).to(device)
+    tables = MixtureTables.build(codewords.to(device), weights, precision_table(0.16).to(device), cutoff=64 * 64)
     shape = (batch, GROUPS, DIMENSION, positions)
     offset = torch.randint(-60, 61, shape, dtype=torch.int16, device=device)
     return tables, offset, torch.randint(40, 70, shape, dtype=torch.uint8, device=device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mcodec import batch, container, decoding, encoding, weights
 from mcodec.batch import Result
 from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header
-from mcodec.engine import Engine, batch_pixels, prior_tables
+from mcodec.engine import Engine, batch_pixels
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, to_raster
 from mcodec.model import Cascade, level_of, search
@@ -60,7 +60,7 @@ class Codec:
         self.tile = max(container.TILE, model.config.multiple)
         self.tile_workers = 2 if self.device.type == "cpu" else 1
         self.batch_pixels = batch_pixels(self.device)
-        self._tables = prior_tables(self.model)
+        self._tables = [self.model.tables(index) for index in range(len(self.model.stages))]
 
     @property
     def stages(self) -> int:

@@ -92,14 +92,3 @@ def batch_pixels(device: torch.device) -> int:
         return BATCH_PIXELS
     memory = torch.cuda.get_device_properties(device).total_memory
     return max(BATCH_PIXELS, min(MAX_BATCH_PIXELS, memory // BYTES_PER_PIXEL))
-
-
-def prior_tables(model: Cascade) -> list[entropy.PriorTables]:
-    """What the entropy coder needs of the weights, per stage."""
-    tables = []
-    for index in range(len(model.stages)):
-        codewords, log_weights, _ = model.stage(index).codebooks.integers()
-        tables.append(
-            entropy.PriorTables(codewords.cpu().numpy(), log_weights.cpu().numpy(), model.precision.cpu().numpy())
-        )
-    return tables

@@ -17,6 +17,8 @@ from mcodec.kernels.backend import jit, launch, tile_rows, tl, triton, use_trito
 #: log2 of the sum of a row.
 TOTAL_BITS = 16
 TOTAL = 1 << TOTAL_BITS
+#: A cutoff that no codeword is beyond: logits differ by less.
+EVERY = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +27,17 @@ class MixtureTables:
 
     codewords int32 `[M, d, K]`, 1/16 step; log_weights int32 `[M, K]`, 1/64 bit; precision int32 `[256]`; limit int32
     `[256]`, where squares are clipped so that no sum overflows. All 256 scale indices have an entry: kernels do not
-    check them.
+    check them. Codewords of a logit `cutoff` or more below the largest have no frequency, but for the first two.
     """
 
     codewords: Tensor
     log_weights: Tensor
     precision: Tensor
     limit: Tensor
+    cutoff: int = EVERY
 
     @staticmethod
-    def build(codewords: Tensor, log_weights: Tensor, precision: Tensor) -> MixtureTables:
+    def build(codewords: Tensor, log_weights: Tensor, precision: Tensor, cutoff: int = EVERY) -> MixtureTables:
         """From codewords `[M, K, d]`, log_weights `[M, K]` and precision `[S]`, of any integer type."""
         precision = F.pad(precision.to(torch.int64), (0, 256 - len(precision)), value=1)
         return MixtureTables(
@@ -42,6 +45,7 @@ class MixtureTables:
             log_weights.to(torch.int32).contiguous(),
             precision.to(torch.int32),
             ((2**31 - 1) // (codewords.shape[2] * precision)).to(torch.int32),
+            cutoff,
         )
 
     @property
@@ -81,9 +85,10 @@ def rows_of(tables: MixtureTables, group: Tensor, offset: Tensor | None, scale: 
     t = f & 63
     p = 32768 - ((21997 * t) >> 6) + ((5613 * t * t) >> 12)
     weight = p >> (f >> 6).clamp(max=31)
-    inverse = ((TOTAL - size) << 31) // weight.sum(-1, keepdim=True)
-    freq = 1 + ((weight * inverse) >> 31)
     k = torch.arange(size, device=logit.device)
+    near = (f < tables.cutoff) | (k < 2)
+    inverse = ((TOTAL - near.sum(-1, keepdim=True)) << 31) // weight.sum(-1, keepdim=True)
+    freq = near + ((weight * inverse) >> 31)
     top = torch.where(f == 0, k, size).amin(-1, keepdim=True)
     return freq + torch.where(k == top, TOTAL - freq.sum(-1, keepdim=True), 0)
 
@@ -161,22 +166,22 @@ def tile_weights(f):  # type: ignore[no-untyped-def]
 
 @jit
 def tile_scaled(weight, inverse_high, inverse_low):  # type: ignore[no-untyped-def]
-    """1 + ((weight * inverse) >> 31) in 32-bit products."""
-    return 1 + ((weight * inverse_high + ((weight * inverse_low) >> 16)) >> 15)
+    """(weight * inverse) >> 31 in 32-bit products."""
+    return ((weight * inverse_high + ((weight * inverse_low) >> 16)) >> 15)
 
 
 @jit
 def tile_frequencies(  # type: ignore[no-untyped-def]
-    logit, k, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    logit, k, cutoff, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     """Frequencies `[ROWS, COLUMNS]` of sum 2^16 from whole rows of logits, 0 beyond K - 1; k int32 `[1, COLUMNS]`."""
     f = tl.max(logit, 1)[:, None] - logit
     weight = tile_weights(f)
-    total = tl.sum(weight, 1).to(tl.int64)
-    inverse = tl.full([ROWS], (65536 - K) << 31, tl.int64) // total
+    near = ((f < cutoff) | (k < 2)).to(tl.int32)
+    inverse = ((65536 - tl.sum(near, 1)).to(tl.int64) << 31) // tl.sum(weight, 1).to(tl.int64)
     high = (inverse >> 16).to(tl.int32)
     low = (inverse & 0xFFFF).to(tl.int32)
-    freq = tl.where(k < K, tile_scaled(weight, high[:, None], low[:, None]), 0)
+    freq = near + tile_scaled(weight, high[:, None], low[:, None])
     rest = 65536 - tl.sum(freq, 1).to(tl.int32)
     top = tl.min(tl.where(f == 0, k, COLUMNS), 1)
     return freq + tl.where(k == top[:, None], rest[:, None], 0)
@@ -184,7 +189,7 @@ def tile_frequencies(  # type: ignore[no-untyped-def]
 
 @jit
 def _tile_rows(  # type: ignore[no-untyped-def]
-    codewords, log_weights, precision, limit, offset, scale, M, P, K: tl.constexpr, D: tl.constexpr,
+    codewords, log_weights, precision, limit, cutoff, offset, scale, M, P, K: tl.constexpr, D: tl.constexpr,
     STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     """Frequencies `[ROWS, COLUMNS]` of one program's symbols: neighbours of one group."""
@@ -198,16 +203,16 @@ def _tile_rows(  # type: ignore[no-untyped-def]
     logit, coded = tile_logits(
         codewords, log_weights, precision, limit, offset, scale, symbol, group, valid, k[None, :], P, K, D, STATIC
     )
-    return cell, valid, coded, tile_frequencies(logit, k[None, :], K, ROWS, COLUMNS), k
+    return cell, valid, coded, tile_frequencies(logit, k[None, :], cutoff, ROWS, COLUMNS), k
 
 
 @jit
 def _frequencies_kernel(  # type: ignore[no-untyped-def]
-    codewords, log_weights, precision, limit, offset, scale, codes, start, freq, M, P, K: tl.constexpr,
+    codewords, log_weights, precision, limit, cutoff, offset, scale, codes, start, freq, M, P, K: tl.constexpr,
     D: tl.constexpr, STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     cell, valid, coded, row, k = _tile_rows(
-        codewords, log_weights, precision, limit, offset, scale, M, P, K, D, STATIC, ROWS, COLUMNS
+        codewords, log_weights, precision, limit, cutoff, offset, scale, M, P, K, D, STATIC, ROWS, COLUMNS
     )
     code = tl.load(codes + cell, mask=valid, other=0).to(tl.int32)
     below = tl.sum(tl.where(k[None, :] < code[:, None], row, 0), 1)
@@ -218,19 +223,19 @@ def _frequencies_kernel(  # type: ignore[no-untyped-def]
 
 @jit
 def _rows_kernel(  # type: ignore[no-untyped-def]
-    codewords, log_weights, precision, limit, offset, scale, rows, M, P, K: tl.constexpr, D: tl.constexpr,
+    codewords, log_weights, precision, limit, cutoff, offset, scale, rows, M, P, K: tl.constexpr, D: tl.constexpr,
     STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     cell, valid, _, row, k = _tile_rows(
-        codewords, log_weights, precision, limit, offset, scale, M, P, K, D, STATIC, ROWS, COLUMNS
+        codewords, log_weights, precision, limit, cutoff, offset, scale, M, P, K, D, STATIC, ROWS, COLUMNS
     )
     tl.store(rows + cell[:, None] * K + k[None, :], row, mask=valid[:, None] & (k[None, :] < K))
 
 
 @jit
 def _starts_kernel(  # type: ignore[no-untyped-def]
-    codewords, log_weights, precision, limit, offset, scale, order, counts, out, first, chunk, N, P, K: tl.constexpr,
-    D: tl.constexpr, STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    codewords, log_weights, precision, limit, cutoff, offset, scale, order, counts, out, first, chunk, N, P,
+    K: tl.constexpr, D: tl.constexpr, STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     stream = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -244,8 +249,9 @@ def _starts_kernel(  # type: ignore[no-untyped-def]
             codewords, log_weights, precision, limit, offset, scale, component, group[:, None], valid,
             tl.broadcast_to(k, (ROWS, COLUMNS)), P, K, D, STATIC,
         )
-        freq = tile_frequencies(logit, k, K, ROWS, COLUMNS)
-        entry = tl.where(k < K, ((tl.cumsum(freq, 1) - freq) << 16) | k, 0)
+        freq = tile_frequencies(logit, k, cutoff, ROWS, COLUMNS)
+        begin = tl.cumsum(freq, 1) - freq
+        entry = tl.where((k < K) & (begin < 65536), (begin << 16) | k, 0)
         tl.store(out + (stream * chunk + i)[:, None] * COLUMNS + k, entry, mask=valid[:, None])
 
 
@@ -262,8 +268,8 @@ def _launch(
     context = (unused, unused) if offset is None or scale is None else (offset.contiguous(), scale.contiguous())
     launch(
         kernel, (-(-positions // rows), groups, batch), tables.codewords, tables.log_weights, tables.precision,
-        tables.limit, *context, *out, groups, positions, K=size, D=dimension, STATIC=offset is None, ROWS=rows,
-        COLUMNS=width, num_warps=warps(rows * width),
+        tables.limit, tables.cutoff, *context, *out, groups, positions, K=size, D=dimension, STATIC=offset is None,
+        ROWS=rows, COLUMNS=width, num_warps=warps(rows * width),
     )
 
 
@@ -275,7 +281,8 @@ def row_starts(
 
     order int32 `[B, N]` and count int64 `[B]` as `mcodec.kernels.rans.coded_order` gives them, of stages `[B, M, P]`;
     P is `positions`. out int32 `[B, C, columns(K)]` takes those of C symbols of every stream: of codeword k the start
-    of its interval, times 2^16, plus k; 0 beyond K - 1. Rows beyond the count stay as they are.
+    of its interval, times 2^16, plus k; 0 beyond K - 1, and where an interval would start at 2^16, having no length. Rows
+    beyond the count stay as they are.
     """
     _, size, dimension = tables.shape
     batch, chunk, width = out.shape
@@ -284,8 +291,8 @@ def row_starts(
     context = (unused, unused) if offset is None or scale is None else (offset, scale)
     launch(
         _starts_kernel, (-(-chunk // rows), batch), tables.codewords, tables.log_weights, tables.precision,
-        tables.limit, *context, order, count, out, first, chunk, order.shape[1], positions, K=size, D=dimension,
-        STATIC=offset is None, ROWS=rows, COLUMNS=width, num_warps=warps(rows * width),
+        tables.limit, tables.cutoff, *context, order, count, out, first, chunk, order.shape[1], positions, K=size,
+        D=dimension, STATIC=offset is None, ROWS=rows, COLUMNS=width, num_warps=warps(rows * width),
     )
 
 

@@ -48,15 +48,52 @@ def pvq_assign_reference(
             cost = cost - logits[:, :, here]
         if prior is not None:
             context = components_last(prior.offset[..., here]), components_last(prior.scale[..., here])
-            cost = cost - NATS * logits_of(prior.tables, group, *context).to(cost.dtype)
+            logit = logits_of(prior.tables, group, *context)
+            far = logit.amax(3, keepdim=True) - logit >= prior.tables.cutoff
+            far[..., :2] = False
+            cost = (cost - NATS * logit.to(cost.dtype)).masked_fill(far, math.inf)
         parts.append(cost.argmin(3))
     codes = torch.cat(parts, 2) if parts else latents.new_zeros((b, m, 0), dtype=torch.int64)
     return codes if prior is None else codes.masked_fill(skipped(prior.scale), 0)
 
 
 @jit
+def _costs(  # type: ignore[no-untyped-def]
+    latents, points, beta, nats, logits, codewords, log_weights, precision, limit, offset, scale, cell, component,
+    group, valid, k, P, K: tl.constexpr, D: tl.constexpr, RATE: tl.constexpr, PRIOR: tl.constexpr,
+):
+    """Of codewords k `[1, N]` for symbols `[R]`: costs `[R, N]`, the prior's logits, and which are coded `[R]`."""
+    inside = k < K
+    distance = tl.zeros_like((component[:, None] + k).to(tl.float32))
+    for j in range(D):
+        v = tl.load(latents + component + j * P, mask=valid, other=0.0)
+        mu = tl.load(points + (group * D + j) * K + k, mask=inside, other=0.0)
+        difference = v[:, None] - mu
+        distance += difference * difference
+    value = beta * distance
+    logit = k
+    coded = valid
+    if RATE:
+        value -= tl.load(logits + cell[:, None] * K + k, mask=valid[:, None] & inside, other=0.0).to(tl.float32)
+    if PRIOR:
+        logit, coded = tile_logits(
+            codewords, log_weights, precision, limit, offset, scale, component, group, valid, k, P, K, D, False
+        )
+        value -= nats * logit.to(tl.float32)
+    return tl.where(inside, value, float("inf")), logit, coded
+
+
+@jit
+def _least(value, k, least, winner, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(least, winner) with a tile of costs: of equals the lowest k, in it by the minimum, between tiles strictly."""
+    here = tl.min(value, 1)
+    index = tl.min(tl.where(value == here[:, None], k, K), 1)
+    return tl.minimum(here, least), tl.where(here < least, index, winner)
+
+
+@jit
 def _assign_kernel(  # type: ignore[no-untyped-def]
-    latents, points, beta, nats, logits, codewords, log_weights, precision, limit, offset, scale, codes, M, P,
+    latents, points, beta, nats, logits, codewords, log_weights, precision, limit, cutoff, offset, scale, codes, M, P,
     K: tl.constexpr, D: tl.constexpr, RATE: tl.constexpr, PRIOR: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -69,33 +106,32 @@ def _assign_kernel(  # type: ignore[no-untyped-def]
     least = tl.full([ROWS], float("inf"), tl.float32)
     winner = tl.zeros([ROWS], tl.int32)
     coded = valid
+    largest = tl.full([ROWS], -(1 << 29), tl.int32)  # of the prior's logits
+    chosen = tl.full([ROWS], -(1 << 29), tl.int32)  # the winner's logit
     for first in range(0, K, COLUMNS):
-        k = first + tl.arange(0, COLUMNS)
-        inside = k < K
-        distance = tl.zeros([ROWS, COLUMNS], tl.float32)
-        for j in range(D):
-            v = tl.load(latents + component + j * P, mask=valid, other=0.0)
-            mu = tl.load(points + (group * D + j) * K + k, mask=inside, other=0.0)
-            difference = v[:, None] - mu[None, :]
-            distance += difference * difference
-        value = beta * distance
-        if RATE:
-            value -= tl.load(
-                logits + cell[:, None] * K + k[None, :], mask=valid[:, None] & inside[None, :], other=0.0
-            ).to(tl.float32)
+        k = first + tl.arange(0, COLUMNS)[None, :]
+        value, logit, coded = _costs(
+            latents, points, beta, nats, logits, codewords, log_weights, precision, limit, offset, scale, cell,
+            component, group, valid, k, P, K, D, RATE, PRIOR,
+        )
+        before = winner
+        least, winner = _least(value, k, least, winner, K)
         if PRIOR:
-            logit, coded = tile_logits(
-                codewords, log_weights, precision, limit, offset, scale, component, group, valid, k[None, :], P, K, D,
-                False,
-            )
-            value -= nats * logit.to(tl.float32)
-        value = tl.where(inside[None, :], value, float("inf"))
-        # the lowest k of equals: within the tile by the minimum, between tiles by the strict comparison
-        here = tl.min(value, 1)
-        index = tl.min(tl.where(value == here[:, None], k[None, :], K), 1)
-        better = here < least
-        winner = tl.where(better, index, winner)
-        least = tl.where(better, here, least)
+            largest = tl.maximum(largest, tl.max(logit, 1))
+            own = tl.sum(tl.where(k == winner[:, None], logit, 0), 1)
+            chosen = tl.where(winner == before, chosen, own)
+    if PRIOR:  # noqa: SIM102 - the outer one is decided at compile time
+        if tl.max(((largest - chosen >= cutoff) & (winner > 1)).to(tl.int32), 0) > 0:
+            # rare: once more without what has no frequency
+            least = tl.full([ROWS], float("inf"), tl.float32)
+            for first in range(0, K, COLUMNS):
+                k = first + tl.arange(0, COLUMNS)[None, :]
+                value, logit, coded = _costs(
+                    latents, points, beta, nats, logits, codewords, log_weights, precision, limit, offset, scale, cell,
+                    component, group, valid, k, P, K, D, RATE, PRIOR,
+                )
+                far = (largest[:, None] - logit >= cutoff) & (k > 1)
+                least, winner = _least(tl.where(far, float("inf"), value), k, least, winner, K)
     tl.store(codes + cell, tl.where(coded, winner, 0).to(tl.int64), mask=valid)
 
 
@@ -112,7 +148,8 @@ def pvq_assign(
     latents `[B, M, d, P]`, codewords `[M, K, d]`, beta in nats per squared step. ln p_k is up to a constant one of
 
     - logits `[B, M, P, K]`, in nats (training has them for its gradient);
-    - the integer logits of `prior`, evaluated where they are used; a skipped symbol's code is 0;
+    - the integer logits of `prior`, evaluated where they are used; a skipped symbol's code is 0, and codewords without
+      a frequency are not chosen;
     - nothing: the nearest codeword.
 
     Returns codes `[B, M, P]`, int64. Exact ties go to the lowest k; implementations may part where two costs are equal
@@ -130,11 +167,11 @@ def pvq_assign(
     columns = min(2048 if interpreted() else 128, triton.next_power_of_2(size))
     rows = min(64 if interpreted() else 16, triton.next_power_of_2(max(positions, 1)))
     integers = (
-        (unused,) * 6
+        (*(unused,) * 4, 0, unused, unused)
         if prior is None
         else (
             prior.tables.codewords, prior.tables.log_weights, prior.tables.precision, prior.tables.limit,
-            prior.offset.contiguous(), prior.scale.contiguous(),
+            prior.tables.cutoff, prior.offset.contiguous(), prior.scale.contiguous(),
         )
     )
     launch(

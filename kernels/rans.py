@@ -215,7 +215,8 @@ def _step(  # type: ignore[no-untyped-def]
         half = COLUMNS // 2
         while half > 0:
             start = tl.load(row + k + half, mask=k + half < K, other=-1).to(tl.uint32) >> 16
-            k += tl.where((k + half < K) & (start <= slot), half, 0)
+            # a start of 0 stands for 2^16: codeword 0 has a frequency, and is not asked for here
+            k += tl.where((k + half < K) & (((start + 0xFFFF) & 0xFFFF) < slot), half, 0)
             half = half // 2
         here = tl.load(row + k).to(tl.uint32)
         after = tl.load(row + k + 1, mask=k + 1 < K, other=0).to(tl.uint32)

@@ -20,7 +20,7 @@ from mcodec.image import Metadata, Raster
 from mcodec.model import Cascade, ModelConfig, StageConfig
 
 #: Name -> configuration. Together: strides 64 to 8, several stages of one stride, one stage, dimensions 1 to 6, both
-#: priors, both kinds of blocks.
+#: priors, both kinds of blocks, with and without a reach, a lapped filter and a response.
 MODELS = {
     config.name: config
     for config in (
@@ -57,6 +57,22 @@ MODELS = {
             prior="static",
             assignment="gumbel",
             start="random",
+        ),
+        ModelConfig(
+            name="reach",
+            stages=(
+                StageConfig(32, groups=2, codewords=21 * 21),
+                StageConfig(8, groups=4, codewords=15 * 15),
+                StageConfig(8, groups=3, codewords=41, dim=1, refine=0),
+            ),
+            channels={32: 8, 16: 8, 8: 12, 4: 48},
+            analysis_blocks={8: 1},
+            synthesis_blocks={4: 1},
+            context_channels=12,
+            lapped=True,
+            response=0.5,
+            sigma_min=0.16,
+            reach=16,
         ),
     )
 }
@@ -147,7 +163,7 @@ def reversed_sections(data: bytes) -> bytes:
     return seal(data[: 6 + data[5]] + b"".join(written))
 
 
-FIVE, ONE, STATIC = MODELS
+FIVE, ONE, STATIC, REACH = MODELS
 #: Name of the file -> what it is made of. Files of older formats stay when this list changes.
 CASES = {
     "pixel": Case(FIVE, (1, 1)),
@@ -180,6 +196,10 @@ CASES = {
     "tiles-static": Case(STATIC, (140, 129), tile=64),
     "tiles-grey16-alpha-metadata": Case(ONE, (65, 66), Kind.GREY16, alpha=True, metadata=True, tile=64),
     "tiles-lanes": Case(ONE, (90, 110), tile=64, lanes=True),
+    "reach": Case(REACH, (70, 100), quality=30),
+    "reach-best": Case(REACH, (33, 40), quality=100),
+    "reach-lanes": Case(REACH, (64, 80), quality=60, lanes=True),
+    "reach-tiles": Case(REACH, (70, 130), quality=20, tile=64),
     "large-tile-side": Case(ONE, (20, 20), tile=65536),
     "later-header": Case(ONE, (20, 20), afterwards=longer_header),
     "later-sections": Case(ONE, (20, 20), metadata=True, afterwards=more_sections),

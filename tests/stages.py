@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ Context = tuple[NDArray[np.int16] | None, NDArray[np.uint8] | None]
 Stage = tuple[PriorTables, Context, NDArray[np.int32]]
 
 
-def tables_of(codewords: Any, log_weights: Any, precision: Any = (1,)) -> PriorTables:
-    return PriorTables(np.array(codewords, np.int16), np.array(log_weights, np.int16), np.array(precision, np.int32))
+def tables_of(codewords: Any, log_weights: Any, precision: Any = (1,), reach: int = 0) -> PriorTables:
+    return PriorTables(
+        np.array(codewords, np.int16), np.array(log_weights, np.int16), np.array(precision, np.int32), reach
+    )
 
 
 def static(log_weights: list[int], codes: list[int]) -> Stage:
@@ -24,14 +27,22 @@ def static(log_weights: list[int], codes: list[int]) -> Stage:
 
 
 def random_stage(
-    seed: int, groups: int, size: int, dimension: int, positions: int, skip: float = 0.3, spread: int = 60
+    seed: int,
+    groups: int,
+    size: int,
+    dimension: int,
+    positions: int,
+    skip: float = 0.3,
+    spread: int = 60,
+    reach: int | None = None,
 ) -> Stage:
-    """A stage with context whose codes follow its own probabilities, nearly."""
+    """A stage with context whose codes follow its own probabilities, nearly; the seed decides the reach."""
     rng = np.random.default_rng(seed)
     tables = tables_of(
         rng.integers(-spread, spread + 1, (groups, size, dimension)),
         rng.integers(-400, 1, (groups, size)),
         np.maximum(1, 2**14 >> np.arange(14)),
+        (0, 16, 33)[seed % 3] if reach is None else reach,
     )
     offset = rng.integers(-spread, spread + 1, (groups, dimension, positions)).astype(np.int16)
     scale = rng.integers(0, 14, (groups, dimension, positions)).astype(np.uint8)
@@ -54,7 +65,7 @@ def slow_row(tables: PriorTables, context: Context, group: int, position: int) -
     """The law of docs/ENTROPY.md, word for word, in Python's unbounded integers."""
     points: list[list[int]] = tables.codewords[group].tolist()
     logits: list[int] = tables.log_weights[group].tolist()
-    dimension, size = len(points[0]), len(points)
+    dimension = len(points[0])
     offset, scale = context
     if offset is not None and scale is not None:
         for k, point in enumerate(points):
@@ -70,8 +81,9 @@ def slow_row(tables: PriorTables, context: Context, group: int, position: int) -
         n, t = divmod(value, 64)
         p = 32768 - 21997 * t // 64 + 5613 * t * t // 4096
         w.append(p // 2**n if n < 16 else 0)
-    inverse = (65536 - size) * 2**31 // sum(w)
-    freq = [1 + value * inverse // 2**31 for value in w]
+    near = [k < 2 or not tables.reach or value < 64 * tables.reach for k, value in enumerate(f)]
+    inverse = (65536 - sum(near)) * 2**31 // sum(w)
+    freq = [least + value * inverse // 2**31 for least, value in zip(near, w, strict=True)]
     freq[f.index(0)] += 65536 - sum(freq)
     return freq
 
@@ -96,3 +108,25 @@ def slow_stream(stages: list[Stage], lanes: int) -> bytes:
         states[lane] = quotient * 2**16 + start + rest
         assert 2**32 <= states[lane] < 2**48
     return bytes([lanes.bit_length() - 1]) + b"".join(x.to_bytes(6, "little") for x in states) + words
+
+
+def check_assigned(
+    tables: PriorTables, context: Context, latents: Any, points: Any, beta: float, codes: NDArray[Any]
+) -> bool:
+    """Codes `[M, P]` have the least cost of those with a frequency, to the rounding of float32.
+
+    Returns whether any other would cost less.
+    """
+    coded, better = rans.coded_symbols(context[1], codes.shape), False
+    assert not codes[~coded].any()
+    for group, code in enumerate(codes):
+        logit = rans.logits(*tables.arguments[:3], *context, group, np.arange(len(code)))
+        distance = ((latents[group].T[:, None].astype(np.float64) - points[group]) ** 2).sum(2)
+        every = beta * distance - logit * (math.log(2) / 64)
+        far = logit.max(1, keepdims=True) - logit >= tables.cutoff
+        far[:, :2] = False
+        cost = np.where(far, np.inf, every)
+        chosen = np.take_along_axis(cost, code[:, None].astype(np.intp), 1)[:, 0]
+        assert (chosen - cost.min(1) <= 1e-4 * (1 + np.abs(chosen)))[coded[group]].all()
+        better |= bool((every.min(1) < cost.min(1))[coded[group]].any())
+    return better

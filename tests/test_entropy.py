@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from stages import Context, Stage, random_stage, sample, slow_row, slow_stream, static, tables_of
+from stages import Context, Stage, check_assigned, random_stage, sample, slow_row, slow_stream, static, tables_of
 
 from mcodec.entropy import (
     Decoder,
@@ -122,12 +122,14 @@ def test_golden_lanes(engine: str) -> None:
 # ------------------------------------------------------------------------------------------------ frequency rows
 
 
+@pytest.mark.parametrize("reach", [0, 16, 100])
 @pytest.mark.parametrize("size,dimension", [(2, 1), (3, 2), (17, 2), (64, 3), (225, 2), (300, 5)])
-def test_rows_equal_the_oracle(engine: str, size: int, dimension: int) -> None:
-    tables, context, _ = random_stage(size, 2, size, dimension, 6, skip=0, spread=200)
+def test_rows_equal_the_oracle(engine: str, size: int, dimension: int, reach: int) -> None:
+    tables, context, _ = random_stage(size, 2, size, dimension, 6, skip=0, spread=200, reach=reach)
     for group in range(2):
         rows = frequency_rows(tables, *context, group)
-        assert rows.min() >= 1 and set(rows.sum(1)) == {65536}
+        assert set(rows.sum(1)) == {65536} and rows[:, :2].min() >= 1 and rows.max() < 65536
+        assert rows.min() >= 1 if not reach or size == 2 else size < 200 or rows.min() == 0
         assert rows.tolist() == [slow_row(tables, context, group, i) for i in range(6)]
         check_intervals(tables, context, group, 4, list(range(size)))
 
@@ -154,14 +156,20 @@ def check_intervals(
 ) -> None:
     """The intervals of `codes`, all at one symbol, are those of the oracle's row."""
     assert context[0] is not None and context[1] is not None
-    one = tables_of(tables.codewords[[group]], tables.log_weights[[group]], tables.precision)
-    copies = [position] * len(codes)
+    one = tables_of(tables.codewords[[group]], tables.log_weights[[group]], tables.precision, tables.reach)
     row = row or slow_row(tables, context, group, position)
     if not context[1][group, :, position].any():
         return
-    start, freq = intervals(
-        one, context[0][[group]][..., copies], context[1][[group]][..., copies], np.array([codes], np.int32)
-    )
+
+    def found(codes: list[int]) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        offset, scale = (c[[group]][..., [position] * len(codes)] for c in context if c is not None)
+        return intervals(one, offset, scale, np.array([codes], np.int32))
+
+    for k in [k for k in codes if not row[k]][:3]:
+        with pytest.raises(ValueError, match="codes: "):
+            found([k])
+    codes = [k for k in codes if row[k]]
+    start, freq = found(codes)
     assert freq.tolist() == [row[k] for k in codes]
     assert start.tolist() == [sum(row[:k]) for k in codes]
 
@@ -431,15 +439,7 @@ def test_assign_finds_the_least_cost(engine: str, size: int, dimension: int, bet
     for here in (context, (None, None)):
         codes = assign(tables, *here, latents, points, beta)
         assert codes.dtype == np.int32 and codes.shape == (2, 60)
-        coded = rans.coded_symbols(here[1], codes.shape)
-        assert not codes[~coded].any()
-        for group in range(2):
-            logit = rans.logits(tables.codewords, tables.log_weights, tables.precision, *here, group, np.arange(60))
-            distance = ((latents[group].T[:, None].astype(np.float64) - points[group]) ** 2).sum(2)
-            objective = beta * distance - logit * (math.log(2) / 64)
-            chosen = np.take_along_axis(objective, codes[group][:, None], 1)[:, 0]
-            gap = (chosen - objective.min(1))[coded[group]]
-            assert (gap <= 1e-4 * (1 + np.abs(chosen[coded[group]]))).all()
+        check_assigned(tables, here, latents, points, beta, codes)
 
 
 def test_assign_takes_the_lowest_of_equals(engine: str) -> None:
@@ -478,7 +478,7 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_extension_checks_what_it_is_given() -> None:
     """Called past the wrapper, with sizes that do not fit together: an exception, not an access."""
     c: Any = coder._extension
-    t = (T.codewords, T.log_weights, T.precision)
+    t = T.arguments
     out = np.zeros(8, np.uint16)
     words, states = np.zeros(4, np.uint8), np.full(1, 1 << 32, np.uint64)
     c.intervals(*t, OFFSET, SCALE, CODES, out, out.copy())
@@ -492,8 +492,11 @@ def test_extension_checks_what_it_is_given() -> None:
         lambda: c.intervals(*t, OFFSET, SCALE, CODES + np.int32(3), out, out),
         lambda: c.intervals(*t, OFFSET, SCALE * 0, CODES + np.int32(1), out, out),  # skipped, yet not 0
         lambda: c.intervals(*t, OFFSET[..., ::2], SCALE[..., ::2], CODES, out, out),
-        lambda: c.intervals(t[0], t[1], t[2] * 0, OFFSET, SCALE, CODES, out, out),
-        lambda: c.intervals(t[0][:, :1].copy(), t[1], t[2], OFFSET, SCALE, CODES, out, out),
+        lambda: c.intervals(t[0], t[1], t[2] * 0, t[3], OFFSET, SCALE, CODES, out, out),
+        lambda: c.intervals(t[0][:, :1].copy(), *t[1:], OFFSET, SCALE, CODES, out, out),
+        lambda: c.intervals(*t[:3], 1023, OFFSET, SCALE, CODES, out, out),
+        lambda: c.intervals(*t[:3], -1, OFFSET, SCALE, CODES, out, out),
+        lambda: c.intervals(*t[:3], None, OFFSET, SCALE, CODES, out, out),
         lambda: c.intervals(*t, OFFSET, SCALE, CODES, out, bytes(16)),
         lambda: c.rans_encode(out, out, np.array([8]), 1),
         lambda: c.rans_encode(out + 65535, out + 2, np.array([8]), 1),
@@ -512,5 +515,5 @@ def test_extension_checks_what_it_is_given() -> None:
         lambda: c.assign(*t, OFFSET, SCALE, LATENTS.astype(np.float64), POINTS, 1.0, CODES.copy()),
     ]
     for call in calls:
-        with pytest.raises((TypeError, ValueError, BufferError)):
+        with pytest.raises((TypeError, ValueError, OverflowError, BufferError)):
             call()

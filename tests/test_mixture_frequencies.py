@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,7 +86,7 @@ def test_large(gpu: torch.device) -> None:
     found = kernel.mixture_frequencies(tables.on(gpu), offset, scale, code)
     for group in range(10):
         one = tables.on(torch.device("cpu"))
-        part = kernel.MixtureTables(one.codewords[[group]], one.log_weights[[group]], one.precision, one.limit)
+        part = replace(one, codewords=one.codewords[[group]], log_weights=one.log_weights[[group]])
         arguments = (x[:, [group]].cpu() for x in (offset, scale, code))
         for a, b in zip(found, kernel.mixture_frequencies_reference(part, *arguments), strict=True):
             assert torch.equal(a[:, [group]].cpu(), b)

@@ -160,12 +160,14 @@ def test_ends_of_intervals(device: torch.device, size: int, lanes: int) -> None:
     """The first and the last slot of codewords at both ends of a row, with and without context; words run out."""
     rng = np.random.default_rng(size)
     for tables, context, _ in (
-        random_stage(size, 1, size, 2, 1, skip=0),
-        random_stage(size, 1, size, 2, 1, skip=0, spread=1000),  # most codewords have a frequency of 1
+        random_stage(size, 1, size, 2, 1, skip=0, reach=0),
+        random_stage(size, 1, size, 2, 1, skip=0, spread=1000, reach=0),  # most codewords have a frequency of 1
+        random_stage(size, 1, size, 2, 1, skip=0, spread=1000, reach=16),  # ... of 0
         static([-(37 * k) % 400 for k in range(size)], []),
     ):
-        end = frequency_rows(tables, *context, 0)[0].astype(np.int64).cumsum()
-        wanted = np.unique([0, 1, size // 2, size - 2, size - 1])
+        row = frequency_rows(tables, *context, 0)[0].astype(np.int64)
+        end, some = row.cumsum(), np.flatnonzero(row)
+        wanted = np.unique(some[[0, 1, len(some) // 2, -2, -1]])
         slots = np.stack([np.append(0, end)[wanted], end[wanted] - 1]).reshape(-1)
         batch = -(-len(slots) // lanes)
         slots = np.resize(slots, (batch, lanes))

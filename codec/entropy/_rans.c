@@ -49,7 +49,7 @@ static void release(Buffers *buffers)
         PyBuffer_Release(&buffers->view[--buffers->held]);
 }
 
-/* The first five arguments of most functions. `p` is zero before; close_prior(p) is due even after a failure. */
+/* The first six arguments of most functions. `p` is zero before; close_prior(p) is due even after a failure. */
 static int open_prior(Prior *p, Buffers *buffers, PyObject *const *args)
 {
     Py_ssize_t shape[3] = {-1, -1, -1};
@@ -62,6 +62,11 @@ static int open_prior(Prior *p, Buffers *buffers, PyObject *const *args)
     const int32_t *precision = hold(buffers, args[2], "precision", 4, 1, &scales, 0);
     if (!precision)
         return -1;
+    const unsigned long cutoff = PyLong_AsUnsignedLong(args[3]);
+    if (cutoff == (unsigned long)-1 && PyErr_Occurred())
+        return -1;
+    p->cutoff = cutoff < EVERY ? (uint32_t)cutoff : EVERY;
+    args++;
     p->positions = -1;
     if ((args[3] == Py_None) != (args[4] == Py_None)) {
         PyErr_SetString(PyExc_ValueError, "offset and scale: one is None");
@@ -76,7 +81,7 @@ static int open_prior(Prior *p, Buffers *buffers, PyObject *const *args)
     }
     switch (prepare_prior(p, precision, scales)) {
     case PRIOR_RANGE:
-        PyErr_SetString(PyExc_ValueError, "codewords or precision: K, d or a value out of range");
+        PyErr_SetString(PyExc_ValueError, "codewords, precision or cutoff: K, d or a value out of range");
         return -1;
     case PRIOR_MEMORY:
         PyErr_NoMemory();
@@ -97,7 +102,7 @@ static int check_arguments(const char *name, Py_ssize_t given, Py_ssize_t wanted
 
 static PyObject *py_intervals(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (check_arguments("intervals", nargs, 8) < 0)
+    if (check_arguments("intervals", nargs, 9) < 0)
         return NULL;
     PyObject *result = NULL;
     Buffers buffers = {0};
@@ -108,9 +113,9 @@ static PyObject *py_intervals(PyObject *Py_UNUSED(self), PyObject *const *args, 
     if (open_prior(&prior, &buffers, args) < 0)
         goto end;
     Py_ssize_t shape[2] = {prior.groups, prior.positions};
-    if (!(codes = hold(&buffers, args[5], "codes", 4, 2, shape, 0)) ||
-        !(start = hold(&buffers, args[6], "start", 2, 1, &room, 1)) ||
-        !(freq = hold(&buffers, args[7], "freq", 2, 1, &room, 1)))
+    if (!(codes = hold(&buffers, args[6], "codes", 4, 2, shape, 0)) ||
+        !(start = hold(&buffers, args[7], "start", 2, 1, &room, 1)) ||
+        !(freq = hold(&buffers, args[8], "freq", 2, 1, &room, 1)))
         goto end;
     prior.positions = shape[1];
     Py_BEGIN_ALLOW_THREADS
@@ -128,7 +133,7 @@ end:
 
 static PyObject *py_decode_stage(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (check_arguments("decode_stage", nargs, 9) < 0)
+    if (check_arguments("decode_stage", nargs, 10) < 0)
         return NULL;
     PyObject *result = NULL;
     Buffers buffers = {0};
@@ -140,17 +145,17 @@ static PyObject *py_decode_stage(PyObject *Py_UNUSED(self), PyObject *const *arg
     if (open_prior(&prior, &buffers, args) < 0)
         goto end;
     Py_ssize_t shape[2] = {prior.groups, prior.positions};
-    if (!(words = hold(&buffers, args[5], "words", 1, 1, &size, 0)) ||
-        !(states = hold(&buffers, args[6], "states", 8, 1, &lanes, 1)))
+    if (!(words = hold(&buffers, args[6], "words", 1, 1, &size, 0)) ||
+        !(states = hold(&buffers, args[7], "states", 8, 1, &lanes, 1)))
         goto end;
-    position = PyLong_AsSsize_t(args[7]);
+    position = PyLong_AsSsize_t(args[8]);
     if (position == -1 && PyErr_Occurred())
         goto end;
     if (lanes < 1 || position < 0 || position > size / 2) {
         PyErr_SetString(PyExc_ValueError, "states or position: out of range");
         goto end;
     }
-    if (!(codes = hold(&buffers, args[8], "codes", 4, 2, shape, 1)))
+    if (!(codes = hold(&buffers, args[9], "codes", 4, 2, shape, 1)))
         goto end;
     prior.positions = shape[1];
     Py_BEGIN_ALLOW_THREADS
@@ -216,7 +221,7 @@ end:
 
 static PyObject *py_assign(PyObject *Py_UNUSED(self), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (check_arguments("assign", nargs, 9) < 0)
+    if (check_arguments("assign", nargs, 10) < 0)
         return NULL;
     PyObject *result = NULL;
     Buffers buffers = {0};
@@ -228,14 +233,14 @@ static PyObject *py_assign(PyObject *Py_UNUSED(self), PyObject *const *args, Py_
         goto end;
     Py_ssize_t grid[3] = {prior.groups, prior.dimension, prior.positions};
     Py_ssize_t book[3] = {prior.groups, prior.codewords, prior.dimension};
-    if (!(latents = hold(&buffers, args[5], "latents", 4, 3, grid, 0)) ||
-        !(points = hold(&buffers, args[6], "points", 4, 3, book, 0)))
+    if (!(latents = hold(&buffers, args[6], "latents", 4, 3, grid, 0)) ||
+        !(points = hold(&buffers, args[7], "points", 4, 3, book, 0)))
         goto end;
-    const double beta = PyFloat_AsDouble(args[7]);
+    const double beta = PyFloat_AsDouble(args[8]);
     if (beta == -1.0 && PyErr_Occurred())
         goto end;
     Py_ssize_t shape[2] = {prior.groups, grid[2]};
-    if (!(codes = hold(&buffers, args[8], "codes", 4, 2, shape, 1)))
+    if (!(codes = hold(&buffers, args[9], "codes", 4, 2, shape, 1)))
         goto end;
     prior.positions = grid[2];
     if (!(scratch = malloc((size_t)(prior.dimension + 2) * (size_t)prior.padded * sizeof *scratch))) {

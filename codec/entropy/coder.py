@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mcodec.entropy import rans
 from mcodec.errors import CorruptStream
-from mcodec.kernels.mixture_frequencies import MixtureTables
+from mcodec.kernels.mixture_frequencies import EVERY, MixtureTables
 
 #: Limits of the tables and arrays; docs/ENTROPY.md says what each one protects.
 MAX_CODEWORDS = 8192
@@ -40,6 +40,8 @@ MAX_DIMENSION = 64
 MAX_VALUE = 1023
 MAX_PRECISION = 1 << 14
 MAX_SCALES = 256
+#: Frequencies round what is 2^-15 times as probable as the largest to 0: a smaller reach would cut into the rows.
+MIN_REACH, MAX_REACH = 16, 1024
 MAX_LOG2_LANES = 10
 #: What a lane must carry, in the unit of `lanes_for`: at least 6040 bytes, of which its state's 6 are 0.1 %.
 SURPRISE_PER_LANE = 33500 << 16
@@ -120,11 +122,14 @@ class PriorTables:
     codewords int16 `[M, K, d]`, 1/16 latent step, magnitude at most 1023, 2 <= K <= 8192, 1 <= d <= 64
     log_weights int16 `[M, K]`, 1/64 bit
     precision int32 `[S]`, S <= 256, 1 to 2^14, in 1/64 bit * 2^-10 per (1/16 step)^2
+    reach from 16 to 1024, in bits: codewords so much less probable than the likeliest have no frequency, but for the
+        first two; 0: all have one
     """
 
     codewords: NDArray[np.int16]
     log_weights: NDArray[np.int16]
     precision: NDArray[np.int32]
+    reach: int = 0
     _copies: dict[torch.device, MixtureTables] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -144,14 +149,27 @@ class PriorTables:
         if not 1 <= len(precision) <= MAX_SCALES:
             raise ValueError(f"precision: number of scales must be from 1 to {MAX_SCALES}, got {len(precision)}")
         _check_range("precision", precision, 1, MAX_PRECISION)
+        if self.reach and not MIN_REACH <= self.reach <= MAX_REACH:
+            raise ValueError(f"reach must be 0 or from {MIN_REACH} to {MAX_REACH}, got {self.reach}")
         for name, array in (("codewords", codewords), ("log_weights", log_weights), ("precision", precision)):
             object.__setattr__(self, name, array)
+
+    @property
+    def arguments(self) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArray[np.int32], int]:
+        """What the primitives take first."""
+        return self.codewords, self.log_weights, self.precision, self.cutoff
+
+    @property
+    def cutoff(self) -> int:
+        """The reach in units of logits; without one, more than their range."""
+        return 64 * self.reach or EVERY
 
     def on(self, device: torch.device) -> MixtureTables:
         """The same tables as tensors, copied to a device once."""
         if device not in self._copies:
             arrays = (self.codewords, self.log_weights, self.precision)
-            self._copies[device] = MixtureTables.build(*(torch.from_numpy(a).to(device) for a in arrays))
+            tensors = [torch.from_numpy(a).to(device) for a in arrays]
+            self._copies[device] = MixtureTables.build(tensors[0], tensors[1], tensors[2], self.cutoff)
         return self._copies[device]
 
     def context(
@@ -190,7 +208,7 @@ def frequency_rows(
     else:
         index = np.arange(1 if offset is None else offset.shape[2])
     logits = rans.logits(tables.codewords, tables.log_weights, tables.precision, offset, scale, group, index)
-    return rans.rows(logits)
+    return rans.rows(logits, tables.cutoff)
 
 
 def intervals(
@@ -201,7 +219,8 @@ def intervals(
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """Intervals of the coded symbols -> (start, freq), uint16 `[N]`, in coding order; 1 <= freq <= 65535.
 
-    ValueError for arrays that do not fit the tables, and for a skipped symbol whose code is not 0.
+    ValueError for arrays that do not fit the tables, for a skipped symbol whose code is not 0, and for a code that is
+    beyond the tables' reach.
     """
     offset, scale = tables.context(offset, scale)
     groups, size, _ = tables.codewords.shape
@@ -212,7 +231,7 @@ def intervals(
         raise ValueError(f"codes must be 0 where all scale indices are 0 (skipped), got {wrong.max()}")
     count = int(np.count_nonzero(coded))
     start, freq = np.empty(count, np.uint16), np.empty(count, np.uint16)
-    _primitives().intervals(tables.codewords, tables.log_weights, tables.precision, offset, scale, codes, start, freq)
+    _primitives().intervals(*tables.arguments, offset, scale, codes, start, freq)
     return start, freq
 
 
@@ -227,7 +246,8 @@ def assign(
     """Rate-aware assignment: argmin_k beta * |v - mu_k|^2 - ln p_k -> codes int32 `[M, P]`, 0 where skipped.
 
     latents v float32 `[M, d, P]`, finite; codewords mu float32 `[M, K, d]` in the same unit; beta in nats per
-    squared unit, >= 0. ln p is ln 2 / 64 per unit of the integer logits, up to a constant. Float32: exact ties
+    squared unit, >= 0. ln p is ln 2 / 64 per unit of the integer logits, up to a constant. Codewords beyond the tables'
+    reach are not chosen. Float32: exact ties
     go to the lowest k, and backends and machines may differ where two objectives are equal but for rounding.
     """
     offset, scale = tables.context(offset, scale)
@@ -241,17 +261,7 @@ def assign(
         if not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite, got NaN or infinity")
     codes = np.empty((groups, latents.shape[2]), np.int32)
-    _primitives().assign(
-        tables.codewords,
-        tables.log_weights,
-        tables.precision,
-        offset,
-        scale,
-        latents,
-        points,
-        float(beta),
-        codes,
-    )
+    _primitives().assign(*tables.arguments, offset, scale, latents, points, float(beta), codes)
     return codes
 
 
@@ -378,15 +388,7 @@ class Decoder:
             found = groups, shape[1]
         codes = np.empty(found, np.int32)
         position: int = _primitives().decode_stage(
-            tables.codewords,
-            tables.log_weights,
-            tables.precision,
-            offset,
-            scale,
-            self._words,
-            self._states,
-            self._position,
-            codes,
+            *tables.arguments, offset, scale, self._words, self._states, self._position, codes
         )
         if position < 0:
             raise _ended_early(len(self._words) // 2)

@@ -62,14 +62,19 @@ def logits(
     return logit
 
 
-def rows(logit: Int32) -> UInt32:
-    """Frequencies of logits `[n, K]` -> uint32 `[n, K]`: each >= 1, each row's sum 2^16."""
+def rows(logit: Int32, cutoff: int) -> UInt32:
+    """Frequencies of logits `[n, K]` -> uint32 `[n, K]`: each row's sum is 2^16.
+
+    0 for codewords whose logit is `cutoff` or more below the largest, but for the first two; at least 1 for the others.
+    """
     f = logit.max(1, keepdims=True) - logit
+    near = f < cutoff
+    near[:, :2] = True
     t = f & 63
     p = 32768 - ((21997 * t) >> 6) + ((5613 * t * t) >> 12)  # 2^(-t/64) within 0.3 %
     w = (p >> np.minimum(f >> 6, 16)).astype(np.uint64)
-    inverse = np.uint64((TOTAL - logit.shape[1]) << 31) // w.sum(1, keepdims=True)
-    freq: UInt32 = (1 + ((w * inverse) >> np.uint64(31))).astype(np.uint32)
+    inverse = (TOTAL - near.sum(1, keepdims=True, dtype=np.uint64) << np.uint64(31)) // w.sum(1, keepdims=True)
+    freq: UInt32 = (near + ((w * inverse) >> np.uint64(31))).astype(np.uint32)
     # argmin: the lowest k with f = 0
     freq[np.arange(len(freq)), f.argmin(1)] += (TOTAL - freq.sum(1)).astype(np.uint32)
     return freq
@@ -88,22 +93,28 @@ def intervals(
     codewords: Int16,
     log_weights: Int16,
     precision: Int32,
+    cutoff: int,
     offset: Int16 | None,
     scale: UInt8 | None,
     codes: Int32,
     start: UInt16,
     freq: UInt16,
 ) -> None:
-    """Writes the interval of each coded symbol to `start` and `freq` `[N]`, in coding order."""
+    """Writes the interval of each coded symbol to `start` and `freq` `[N]`, in coding order.
+
+    ValueError for a code without a frequency.
+    """
     coded = coded_symbols(scale, codes.shape)
     done = 0
     for group, positions in _chunks(coded, codewords.shape[1]):
-        row = rows(logits(codewords, log_weights, precision, offset, scale, group, positions))
+        row = rows(logits(codewords, log_weights, precision, offset, scale, group, positions), cutoff)
         symbol = np.arange(len(positions)), codes[group, positions]
         part = slice(done, done + len(positions))
         freq[part] = row[symbol]
         start[part] = row.cumsum(1, dtype=np.uint32)[symbol] - row[symbol]
         done = part.stop
+    if not freq.all():
+        raise ValueError("codes: one has no frequency")
 
 
 def rans_encode(start: UInt16, freq: UInt16, counts: NDArray[np.int64], lanes: int) -> bytes:
@@ -128,6 +139,7 @@ def decode_stage(
     codewords: Int16,
     log_weights: Int16,
     precision: Int32,
+    cutoff: int,
     offset: Int16 | None,
     scale: UInt8 | None,
     words: UInt8,
@@ -144,7 +156,7 @@ def decode_stage(
     codes[:] = 0
     i = 0
     for group, positions in _chunks(coded_symbols(scale, codes.shape), codewords.shape[1]):
-        row = rows(logits(codewords, log_weights, precision, offset, scale, group, positions))
+        row = rows(logits(codewords, log_weights, precision, offset, scale, group, positions), cutoff)
         ends = row.cumsum(1, dtype=np.uint32)
         for n, at in enumerate(positions):
             x = int(states[i % lanes])
@@ -167,6 +179,7 @@ def assign(
     codewords: Int16,
     log_weights: Int16,
     precision: Int32,
+    cutoff: int,
     offset: Int16 | None,
     scale: UInt8 | None,
     latents: Float32,
@@ -174,7 +187,10 @@ def assign(
     beta: float,
     codes: Int32,
 ) -> None:
-    """Writes argmin_k beta * |v - points_k|^2 - ln p_k to `codes` `[M, P]`; 0 for skipped symbols."""
+    """Writes argmin_k beta * |v - points_k|^2 - ln p_k to `codes` `[M, P]`; 0 for skipped symbols.
+
+    Of codewords that have a frequency.
+    """
     codes[:] = 0
     nats = np.float32(np.log(2) / 64)
     for group, positions in _chunks(coded_symbols(scale, codes.shape), codewords.shape[1]):
@@ -184,4 +200,7 @@ def assign(
             for v, point in zip(latents[group][:, positions], points[group].T, strict=True):
                 distance += np.square(v[:, None] - point)
             objective = np.float32(beta) * distance - nats * logit.astype(np.float32)
+        far = logit.max(1, keepdims=True) - logit >= cutoff
+        far[:, :2] = False
+        objective[far] = np.inf
         codes[group, positions] = objective.argmin(1)

@@ -40,6 +40,8 @@ enum {
 
 #define TOTAL 65536u                 /* sum of a frequency row */
 #define LOWEST ((uint64_t)1 << 32)   /* lower end of a state; the upper one is 2^48 */
+#define EVERY (1u << 23)             /* a cutoff that no codeword is beyond */
+#define LEAST_CUTOFF (16u * 64)      /* of weights: smaller ones are 0 */
 #define PADDING_LOGIT (-(1 << 28))   /* below every true logit (> -2^22): weight 0 */
 
 /* ------------------------------------------------------------------------------------------------ the prior */
@@ -49,27 +51,32 @@ typedef struct {
     const int16_t *codeword, *log_weight, *offset; /* [M, K, d], [M, K], [M, d, P] or NULL: static prior */
     const uint8_t *scale;                          /* [M, d, P] */
     uint32_t precision[256], limit[256];           /* by scale index: all 256 are filled, none can be out of range */
+    uint32_t cutoff;                               /* logits so much below the largest have no frequency */
     /* of the group that load_group took: */
     int32_t *column;     /* [d, padded] codewords, transposed */
     int32_t *base;       /* [padded] log weights */
     uint32_t *cumulative; /* [K + 1], static prior only */
     /* of the current symbol: */
     int32_t *logit;   /* [padded] */
-    uint32_t *weight; /* [padded] */
+    uint32_t *weight; /* [padded]; NEAR added where the codeword has a frequency */
 } Prior;
+
+#define NEAR 65536u /* more than any weight */
 
 typedef struct {
     uint32_t high, low; /* the two halves of inv = (R << 31) / sum(w) */
     uint32_t top;       /* lowest k of the largest logit */
+    uint32_t near;      /* codewords with a frequency */
 } Row;
 
 typedef enum { PRIOR_READY, PRIOR_RANGE, PRIOR_MEMORY } PriorStatus;
 
-/* Fills in the rest of a prior whose groups, codewords and dimension are set: its `scales` precisions, and memory for
- * the working arrays. close_prior(p) is due whatever it returns. */
+/* Fills in the rest of a prior whose groups, codewords, dimension and cutoff are set: its `scales` precisions, and memory
+ * for the working arrays. close_prior(p) is due whatever it returns. */
 static PriorStatus prepare_prior(Prior *p, const int32_t *precision, ptrdiff_t scales)
 {
-    if (p->codewords < 2 || p->codewords > MAX_CODEWORDS || p->dimension < 1 || p->dimension > MAX_DIMENSION)
+    if (p->codewords < 2 || p->codewords > MAX_CODEWORDS || p->dimension < 1 || p->dimension > MAX_DIMENSION ||
+        p->cutoff < LEAST_CUTOFF || p->cutoff > EVERY)
         return PRIOR_RANGE;
     for (int i = 0; i < 256; i++) {
         const int32_t value = i < scales ? precision[i] : 1;
@@ -161,24 +168,34 @@ INLINE Row weights(const Prior *p, ptrdiff_t group, ptrdiff_t position)
         }
     }
 
-    uint32_t sum = 0, top = UINT32_MAX;
+    uint32_t sum = 0, top = UINT32_MAX, near = 0;
+    const uint32_t cutoff = p->cutoff;
     for (ptrdiff_t k = 0; k < padded; k++) {
         const uint32_t f = (uint32_t)(largest - logit[k]), t = f & 63;
         const uint32_t n = f >> 6 < 31 ? f >> 6 : 31; /* p <= 2^15, so every shift by 16 or more gives 0 */
         const uint32_t p2 = 32768u - ((21997u * t) >> 6) + ((5613u * t * t) >> 12);
         const uint32_t here = (uint32_t)k | (f < 65536u ? f : 65536u) << 13; /* k < 2^13 where f = 0, else more */
+        const uint32_t within = f < cutoff;
         weight[k] = p2 >> n;
         sum += weight[k];
+        near += within;
+        weight[k] |= within * NEAR;
         top = here < top ? here : top;
     }
-    const uint32_t inverse = (uint32_t)(((uint64_t)(TOTAL - (uint32_t)p->codewords) << 31) / sum);
-    return (Row){inverse >> 16, inverse & 0xffffu, top};
+    for (int k = 0; k < 2; k++) { /* no frequency may be 2^16 */
+        near += !(weight[k] & NEAR);
+        weight[k] |= NEAR;
+    }
+    const uint32_t inverse = (uint32_t)(((uint64_t)(TOTAL - near) << 31) / sum);
+    return (Row){inverse >> 16, inverse & 0xffffu, top, near};
 }
 
-/* (w * inv) >> 31 in 32-bit products: w <= 2^15, w * inv < 2^47. The frequency is this plus 1. */
-INLINE uint32_t scaled(uint32_t weight, Row row)
+/* The frequency but for the rest that goes to the top: 1 if near, and (w * inv) >> 31 in 32-bit products: w <= 2^15,
+ * w * inv < 2^47. */
+INLINE uint32_t frequency(uint32_t weight, Row row)
 {
-    return (weight * row.high + ((weight * row.low) >> 16)) >> 15;
+    const uint32_t w = weight & (NEAR - 1);
+    return weight / NEAR + ((w * row.high + ((w * row.low) >> 16)) >> 15);
 }
 
 /* Takes a group's tables; of a static prior also its one row. */
@@ -195,17 +212,18 @@ INLINE void load_group(const Prior *p, ptrdiff_t group)
     const Row row = weights(p, group, 0);
     uint32_t total = 0;
     for (ptrdiff_t k = 0; k < p->codewords; k++)
-        total += 1 + scaled(p->weight[k], row);
+        total += frequency(p->weight[k], row);
     p->cumulative[0] = 0;
     for (ptrdiff_t k = 0; k < p->codewords; k++) {
         const uint32_t rest = k == (ptrdiff_t)row.top ? TOTAL - total : 0;
-        p->cumulative[k + 1] = p->cumulative[k] + 1 + scaled(p->weight[k], row) + rest;
+        p->cumulative[k + 1] = p->cumulative[k] + frequency(p->weight[k], row) + rest;
     }
 }
 
 /* ------------------------------------------------------------------------------------------------ the work */
 
-/* Returns the number of intervals written; -1: a code out of range, a skipped code that is not 0, or no room. */
+/* Returns the number of intervals written; -1: a code out of range or without a frequency, a skipped code that is not 0,
+ * or no room. */
 CLONES
 static ptrdiff_t run_intervals(const Prior *p, const int32_t *codes, uint16_t *start, uint16_t *freq, ptrdiff_t room)
 {
@@ -223,20 +241,24 @@ static ptrdiff_t run_intervals(const Prior *p, const int32_t *codes, uint16_t *s
                 return -1;
             if (!p->offset) {
                 start[done] = (uint16_t)p->cumulative[code];
-                freq[done++] = (uint16_t)(p->cumulative[code + 1] - p->cumulative[code]);
+                freq[done] = (uint16_t)(p->cumulative[code + 1] - p->cumulative[code]);
+                if (!freq[done++])
+                    return -1;
                 continue;
             }
             const Row row = weights(p, group, i);
             const uint32_t c = (uint32_t)code;
             uint32_t below = 0, total = 0;
             for (ptrdiff_t k = 0; k < p->padded; k++) {
-                const uint32_t q = scaled(p->weight[k], row);
+                const uint32_t q = frequency(p->weight[k], row);
                 total += q;
                 below += (uint32_t)k < c ? q : 0;
             }
-            const uint32_t rest = TOTAL - (uint32_t)p->codewords - total;
-            start[done] = (uint16_t)(c + below + (row.top < c ? rest : 0));
-            freq[done++] = (uint16_t)(1 + scaled(p->weight[c], row) + (row.top == c ? rest : 0));
+            const uint32_t rest = TOTAL - total;
+            start[done] = (uint16_t)(below + (row.top < c ? rest : 0));
+            freq[done] = (uint16_t)(frequency(p->weight[c], row) + (row.top == c ? rest : 0));
+            if (!freq[done++])
+                return -1;
         }
     }
     return done;
@@ -266,13 +288,13 @@ INLINE uint32_t search_row(const Prior *p, Row row, uint32_t slot, uint32_t *sta
     for (uint32_t b = 0; b < blocks; b++) {
         uint32_t sum = 0;
         for (uint32_t k = b * BLOCK; k < (b + 1) * BLOCK; k++) {
-            weight[k] = scaled(weight[k], row);
+            weight[k] = frequency(weight[k], row);
             sum += weight[k];
         }
-        sums[b] = sum + BLOCK;
+        sums[b] = sum;
         total += sum;
     }
-    const uint32_t rest = TOTAL - (uint32_t)p->codewords - total;
+    const uint32_t rest = TOTAL - total;
     weight[row.top] += rest;
     sums[row.top / BLOCK] += rest;
 
@@ -281,10 +303,10 @@ INLINE uint32_t search_row(const Prior *p, Row row, uint32_t slot, uint32_t *sta
     while (b + 1 < blocks && slot - at >= sums[b])
         at += sums[b++];
     uint32_t k = b * BLOCK;
-    while (k + 1 < (uint32_t)p->codewords && slot - at >= weight[k] + 1)
-        at += weight[k++] + 1;
+    while (k + 1 < (uint32_t)p->codewords && slot - at >= weight[k])
+        at += weight[k++];
     *start = at;
-    *freq = weight[k] + 1;
+    *freq = weight[k];
     return k;
 }
 
@@ -349,7 +371,7 @@ static ptrdiff_t run_encode(const uint16_t *start, const uint16_t *freq, const i
     return (end - out) / 2;
 }
 
-/* codes = argmin_k beta |v - mu_k|^2 - ln p_k; `points` are the codewords as [M, K, d] floats, `column` takes them. */
+/* codes = argmin_k beta |v - mu_k|^2 - ln p_k over the codewords with a frequency; `points` are the codewords as [M, K, d] floats, `column` takes them. */
 CLONES
 static void run_assign(const Prior *p, const float *latents, const float *points, float *restrict column,
                        float *restrict constant, float *restrict distance, float beta, int32_t *codes)
@@ -409,7 +431,28 @@ static void run_assign(const Prior *p, const float *latents, const float *points
                     least = best[l];
                     winner = index[l];
                 }
-            *code = winner < p->codewords ? winner : 0; /* no finite objective: 0 */
+            winner = winner < p->codewords ? winner : 0; /* no finite objective: 0 */
+            if (winner > 1 && p->cutoff < EVERY) {
+                const int32_t *restrict base = p->base;
+                int32_t *restrict logit = p->logit;
+                int32_t largest = INT32_MIN;
+                for (ptrdiff_t k = 0; k < padded; k++) {
+                    logit[k] = base[k] - (int32_t)((cost[k] + 512u) >> 10);
+                    largest = logit[k] > largest ? logit[k] : largest;
+                }
+                if ((uint32_t)(largest - logit[winner]) >= p->cutoff) { /* rare: once more without the others */
+                    least = FLT_MAX;
+                    for (int32_t k = winner = 0; k < p->codewords; k++) {
+                        const float rate = constant[k] + nats * (float)(int32_t)((cost[k] + 512u) >> 10);
+                        const float value = beta * distance[k] + rate;
+                        if ((k < 2 || (uint32_t)(largest - logit[k]) < p->cutoff) && value < least) {
+                            least = value;
+                            winner = k;
+                        }
+                    }
+                }
+            }
+            *code = winner;
         }
     }
 }

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcodec.entropy import PriorTables
 from mcodec.errors import ModelError
 from mcodec.model.cascade import Cascade
 from mcodec.model.config import LEVELS
@@ -78,9 +77,9 @@ def check(model: Cascade) -> None:
             raise ModelError(f"weights: {bound.layer} can reach {bound.accumulator}, {EXACT} would not be exact")
     for index in range(len(model.stages)):
         stage = model.stage(index)
-        codewords, log_weights, coordinates = stage.codebooks.integers()
+        coordinates = stage.codebooks.integers()[2]
         try:
-            PriorTables(codewords.cpu().numpy(), log_weights.cpu().numpy(), model.precision.cpu().numpy())
+            model.tables(index)
         except ValueError as error:
             raise ModelError(f"weights: stage {index}: {error}") from error
         if not stage.mixture:

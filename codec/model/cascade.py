@@ -20,6 +20,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mcodec.entropy import PriorTables
 from mcodec.kernels.float_prior import likeliest, mixture_nats
 from mcodec.kernels.pvq_assign import pvq_assign
 from mcodec.kernels.residual_block import scaled_add
@@ -173,6 +174,12 @@ class Cascade(nn.Module):
     def stage(self, index: int) -> Stage:
         """A stage by its place in the cascade."""
         return cast(Stage, self.stages[index])
+
+    def tables(self, index: int) -> PriorTables:
+        """What the entropy coder needs of a stage."""
+        codewords, log_weights, _ = self.stage(index).codebooks.integers()
+        precision = self.precision.cpu().numpy()
+        return PriorTables(codewords.cpu().numpy(), log_weights.cpu().numpy(), precision, self.config.reach)
 
     def walk(self, height: int, width: int, level: Tensor, choose: Choose, seams: Seams | None = None) -> Tensor:
         """Run the cascade on pictures of height x width (multiples of the coarsest stride); returns s."""

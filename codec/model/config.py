@@ -64,8 +64,11 @@ class ModelConfig:
     # what bodies add is multiplied by a learned function of quality that starts as lambda^-response; 0: by nothing
     response: float = 0.0
     # smallest sigma of the prior, in steps; what has it is not coded. With 0.16 one value in 550 is more than half a
-    # step from the mean; coded, it would cost time and, for the least frequencies of all others, up to 0.02 bits
+    # step from the mean, and four symbols of five are of that kind: coding them would cost time
     sigma_min: float = 0.08
+    # codewords so many bits less probable than the likeliest cannot be coded; 0: all can. Each that can takes 2^-16 of
+    # the probability of all others, and of 961 a few dozen ever occur; 32 would cut off values that do
+    reach: int = 0
     lambda_min: float = 0.0006  # loss is lambda * 255^2 * MSE + bpp; about 0.1 bpp ...
     lambda_max: float = 0.2  # ... and about 2 bpp on photographs
     version: int = 1
@@ -146,6 +149,7 @@ _CASCADE = ModelConfig(
     analysis_blocks={4: 2, 8: 4, 16: 3, 32: 2, 64: 1},
     synthesis_blocks={4: 3},
     sigma_min=0.16,
+    reach=64,
 )
 
 PRESETS: dict[str, ModelConfig] = {
@@ -159,6 +163,7 @@ PRESETS: dict[str, ModelConfig] = {
         context_channels=64,
         context_blocks=1,
         sigma_min=0.16,
+        reach=64,
     ),
     # Candidate for a release: blocks overlap, bodies answer in the size of the errors, more channels.
     "cascade-lapped": replace(
@@ -168,6 +173,7 @@ PRESETS: dict[str, ModelConfig] = {
         lapped=True,
         response=0.5,  # errors fall with the square root of lambda; 1 diverges after some hundred steps
         sigma_min=0.16,
+        reach=64,
     ),
     # The method of McQuic as published: one histogram per sub-codebook, Gumbel-softmax, no rate term.
     "umgm": ModelConfig(

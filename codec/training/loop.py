@@ -268,12 +268,10 @@ class Trainer:
     def _hard_codes(self, index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
         """Codes by the entropy coder's own law: what a file would hold, several times faster than in torch."""
         book, beta = self.model.stage(index).codebooks, self.config.beta
-        codewords, log_weights, _ = book.integers()
         assert offset is not None and scale is not None
         prior = book.vectors(offset.detach()), book.vectors(scale.detach())
-        tables = entropy.PriorTables(codewords.numpy(), log_weights.numpy(), self.model.precision.numpy())
         coder = entropy.batch_encoder(len(latents), self.device)
-        codes = coder.choose(tables, *prior, book.vectors(latents), book.codewords, beta)
+        codes = coder.choose(self.model.tables(index), *prior, book.vectors(latents), book.codewords, beta)
         return codes.long().unflatten(2, latents.shape[-2:])
 
     @torch.no_grad()

@@ -130,6 +130,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         for (size_t i = 0; i < grid; i++)
             offset[i] %= 1024, scale[i] %= (uint8_t)scales;
     }
+    const uint8_t reach = byte(&in); /* 0: all codewords have a frequency */
+    p.cutoff = reach ? LEAST_CUTOFF + 32u * reach : EVERY;
     p.codeword = codeword, p.log_weight = log_weight;
     if (with_context)
         p.offset = offset, p.scale = scale;
