@@ -281,7 +281,7 @@ def row_starts(
 
     order int32 `[B, N]` and count int64 `[B]` as `mcodec.kernels.rans.coded_order` gives them, of stages `[B, M, P]`;
     P is `positions`. out int32 `[B, C, columns(K)]` takes those of C symbols of every stream: of codeword k the start
-    of its interval, times 2^16, plus k; 0 beyond K - 1, and where an interval would start at 2^16, having no length. Rows
+    of its interval, times 2^16, plus k; 0 beyond K - 1, and where an interval would start at 2^16, being empty. Rows
     beyond the count stay as they are.
     """
     _, size, dimension = tables.shape
