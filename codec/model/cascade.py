@@ -57,8 +57,8 @@ Choose = Callable[[int, Tensor, "Tensor | None", "Tensor | None"], tuple[Tensor,
 #: assign(index, latents, offset, scale) -> codes `[B, M, h, w]`.
 Assign = Callable[[int, Tensor, "Tensor | None", "Tensor | None"], Tensor]
 
-#: Share of the positions on which training evaluates the rate of hard codes: K logits each, most of a step's cost.
-RATED = 1 / 8
+#: Share of the positions of a stage on which training evaluates the rate of hard codes, K logits each; at least so many.
+RATED, LEAST_RATED = 1 / 8, 64
 
 
 @dataclass
@@ -318,8 +318,9 @@ class Cascade(nn.Module):
         flat = self._chosen(book, vectors, prior, beta) if codes is None else codes.flatten(2)
         rated = None
         positions = flat.shape[2]
-        if torch.is_grad_enabled() and positions * RATED >= 1:
-            rated = torch.randint(positions, (round(positions * RATED),), device=flat.device)
+        count = max(LEAST_RATED, round(positions * RATED))
+        if torch.is_grad_enabled() and count < positions:
+            rated = torch.randint(positions, (count,), device=flat.device)
         nats = self._nats(book, flat, prior, rated)
         bits = nats.sum((1, 2)) * (positions / nats.shape[2] / math.log(2))
         out.bits = out.bits + bits

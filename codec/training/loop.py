@@ -8,6 +8,7 @@ import os
 import time
 from bisect import bisect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def _start(config: TrainConfig) -> Cascade:
     if not config.init:
         return Cascade(shape)
     model, _ = weights.load(weights.find(config.init))
+    model.config = replace(model.config, reach=shape.reach)  # of the coder alone: weights of any other can go on
     if model.config != shape:
         raise TrainingError(f"weights {config.init} are of {model.config.name}, not of preset {config.preset}")
     for module in model.modules():
