@@ -57,7 +57,7 @@ Choose = Callable[[int, Tensor, "Tensor | None", "Tensor | None"], tuple[Tensor,
 #: assign(index, latents, offset, scale) -> codes `[B, M, h, w]`.
 Assign = Callable[[int, Tensor, "Tensor | None", "Tensor | None"], Tensor]
 
-#: Share of the positions of a stage on which training evaluates the rate of hard codes, K logits each; at least so many.
+#: Share of a stage's positions on which training evaluates the rate of hard codes, K logits each; at least so many.
 RATED, LEAST_RATED = 1 / 8, 64
 
 
