@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcodec import batch, container, decoding, encoding, weights
 from mcodec.batch import Result
-from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Container, Header
+from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_FILTER, TAG_ICC, TAG_XMP, Container, Header
 from mcodec.engine import Engine, batch_pixels
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, to_raster
@@ -131,11 +131,11 @@ class Codec:
             container.pack(
                 Container(
                     Header(*raster.size, level, self.fingerprint, raster.kind, engine.tile),
-                    payload,
-                    _sections(raster, metadata),
+                    codes,
+                    _sections(raster, metadata, postfilter),
                 )
             )
-            for raster, level, payload in zip(rasters, levels, payloads, strict=True)
+            for raster, level, (codes, postfilter) in zip(rasters, levels, payloads, strict=True)
         ]
         return [(file, [stage.cpu() for stage in canvas]) for file, canvas in zip(files, canvases, strict=True)]
 
@@ -300,10 +300,10 @@ class Codec:
             raise ValueError(f"stages must be from 1 to {self.stages}, got {stages}")
 
 
-def _sections(raster: Raster, metadata: str) -> tuple[tuple[int, bytes], ...]:
+def _sections(raster: Raster, metadata: str, postfilter: bytes) -> tuple[tuple[int, bytes], ...]:
     """What a file holds beside the codes."""
     kept = raster.metadata.kept(metadata)
-    sections = [(TAG_ICC, kept.icc), (TAG_EXIF, kept.exif), (TAG_XMP, kept.xmp)]
+    sections = [(TAG_FILTER, postfilter), (TAG_ICC, kept.icc), (TAG_EXIF, kept.exif), (TAG_XMP, kept.xmp)]
     if raster.alpha is not None:
         sections.append((TAG_ALPHA, alpha.pack(raster.alpha)))
     return tuple((tag, payload) for tag, payload in sections if payload)

@@ -31,9 +31,14 @@ MAX_LOG2_TILE = 10
 TILE = 1024
 
 #: Section tags. A reader skips unknown tags from OPTIONAL_TAGS on and refuses unknown ones below.
-TAG_CODES, TAG_ICC, TAG_EXIF, TAG_XMP, TAG_ALPHA = 1, 2, 3, 4, 5
+TAG_CODES, TAG_ICC, TAG_EXIF, TAG_XMP, TAG_ALPHA, TAG_FILTER = 1, 2, 3, 4, 5, 130
 OPTIONAL_TAGS = 128
-_NAMES = {TAG_CODES: "codes", TAG_ICC: "icc", TAG_EXIF: "exif", TAG_XMP: "xmp", TAG_ALPHA: "alpha"}
+_NAMES = {
+    TAG_CODES: "codes", TAG_ICC: "icc", TAG_EXIF: "exif", TAG_XMP: "xmp", TAG_ALPHA: "alpha", TAG_FILTER: "filter",
+}  # fmt: skip
+
+#: Bytes of a filter's section: weights alike in all channels, of each channel's own, and these with other channels'.
+FILTER_BYTES = (13, 39, 45)
 
 
 class Kind(IntEnum):
@@ -124,10 +129,10 @@ def pack(container: Container) -> bytes:
     for tag, _ in container.sections:
         if tag == TAG_CODES or not (tag in _NAMES or OPTIONAL_TAGS <= tag <= 255):
             raise ValueError(f"section tag {tag} cannot be written")
-    # The profile comes before the codes: a preview made from the file's beginning then has its colours.
-    profile = [section for section in container.sections if section[0] == TAG_ICC]
-    rest = [section for section in container.sections if section[0] != TAG_ICC]
-    for tag, payload in (*profile, (TAG_CODES, container.codes), *rest):
+    # What pictures made from the file's beginning need comes before the codes.
+    first = [section for section in container.sections if section[0] in (TAG_ICC, TAG_FILTER)]
+    rest = [section for section in container.sections if section[0] not in (TAG_ICC, TAG_FILTER)]
+    for tag, payload in (*first, (TAG_CODES, container.codes), *rest):
         out += bytes([tag]) + leb128.encode(len(payload)) + payload
     return bytes(out) + zlib.crc32(out).to_bytes(CRC_BYTES, "little")
 
@@ -184,6 +189,8 @@ def unpack(data: bytes, partial: bool = False, max_pixels: int | None = None) ->
             raise CorruptStream(f"section {tag} of {length} bytes reaches past the end of the file")
         elif tag in _NAMES and (tag == TAG_CODES or any(tag == found for found, _ in sections)):
             raise CorruptStream(f"two sections of {_NAMES[tag]}")
+        elif tag == TAG_FILTER and length not in FILTER_BYTES:
+            raise CorruptStream(f"a filter of {length} bytes")
         elif tag in _NAMES or tag >= OPTIONAL_TAGS:
             sections.append((tag, payload))
         else:

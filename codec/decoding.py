@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcodec import entropy, tiles
+from mcodec import container, entropy, postfilter, tiles
 from mcodec.container import Container, Header
 from mcodec.engine import Engine
 from mcodec.errors import CorruptStream
 from mcodec.image import Samples, Strips, from_tensor, to_uint8
-from mcodec.model.window import Box, window
+from mcodec.model.window import Box, Window, window
 
 
 def wanted(header: Header, region: tuple[int, int, int, int] | None) -> Box:
@@ -61,8 +61,8 @@ def read_codes(
             count = min(count, len(held[i].pieces[0]))
             if count == 0:
                 raise CorruptStream("the file ends before its first stage does")
-        height, width = engine.padded(header.height, header.width)
-        part = None if regions is None else window(engine.model, regions[i], height, width)
+        height = engine.padded(header.height, header.width)[0]
+        part = None if regions is None else _reached(engine, file, regions[i])[1]
         begin, end = (0, height) if row is None else (row * header.tile, min((row + 1) * header.tile, height))
         for tile, (left, top, right, bottom) in enumerate(tiles.grid(header.width, header.height, header.tile)):
             if not begin <= top < end:
@@ -192,6 +192,7 @@ def render(
         pictures = _synthesize(engine, codes, height, width, [files[i].header.level for i in group])
         for i, picture in zip(group, pictures, strict=True):
             header = files[i].header
+            picture = _filtered(engine, files[i], canvases[i], picture)
             out[i] = from_tensor(picture[None], header.height, header.width, header.kind)
 
     # only what has all its stages can share a pass: of a partial file, some may be missing
@@ -201,7 +202,7 @@ def render(
         together(members)
     for i, file in enumerate(files):
         if i not in single:
-            out[i] = _windows(engine, file.header, canvases[i], boxes[i])
+            out[i] = _windows(engine, file, canvases[i], boxes[i])
     return [samples for samples in out if samples is not None]
 
 
@@ -213,7 +214,7 @@ def tensors(engine: Engine, files: list[Container], canvases: list[list[Tensor]]
         headers = [files[i].header for i in members]
         height, width = sizes[members[0]]
         if height * width > engine.batch_pixels:
-            out[members[0]] = _tensor(engine, headers[0], canvases[members[0]])
+            out[members[0]] = _tensor(engine, files[members[0]], canvases[members[0]])
             continue
         codes = [
             torch.stack([stage.to(engine.device, torch.int32) for stage in stages])
@@ -221,21 +222,24 @@ def tensors(engine: Engine, files: list[Container], canvases: list[list[Tensor]]
         ]
         pictures = _synthesize(engine, codes, height, width, [header.level for header in headers])
         for i, header, picture in zip(members, headers, pictures, strict=True):
+            picture = _filtered(engine, files[i], canvases[i], picture)
             out[i] = to_uint8(picture, header.height, header.width, header.kind)
     return out
 
 
-def _tensor(engine: Engine, header: Header, canvas: list[Tensor]) -> Tensor:
+def _tensor(engine: Engine, file: Container, canvas: list[Tensor]) -> Tensor:
     """As `tensors`, of one picture, window by window."""
+    header = file.header
     out = torch.empty((3, header.height, header.width), dtype=torch.uint8, device=engine.device)
     for left, top, right, bottom in tiles.grid(header.width, header.height, engine.tile):
-        picture = _window(engine, header, canvas, Box(top, left, bottom, right))
+        picture = _window(engine, file, canvas, Box(top, left, bottom, right))
         out[:, top:bottom, left:right] = to_uint8(picture[0], bottom - top, right - left, header.kind)
     return out
 
 
-def _windows(engine: Engine, header: Header, canvas: list[Tensor], region: Box, above: int = 0) -> Samples:
+def _windows(engine: Engine, file: Container, canvas: list[Tensor], region: Box, above: int = 0) -> Samples:
     """A part of a picture, window by window. above: the row of the picture (pixels) where the canvas begins."""
+    header = file.header
     tall, wide = region.bottom - region.top, region.right - region.left
     out: NDArray[Any] = np.empty(
         (tall, wide) if header.kind.grey else (tall, wide, 3), np.uint16 if header.kind.bits == 16 else np.uint8
@@ -244,23 +248,39 @@ def _windows(engine: Engine, header: Header, canvas: list[Tensor], region: Box, 
     def work(place: tuple[int, int, int, int]) -> None:
         left, top, right, bottom = place
         pixels = Box(top + region.top, left + region.left, bottom + region.top, right + region.left)
-        picture = _window(engine, header, canvas, pixels, above)
+        picture = _window(engine, file, canvas, pixels, above)
         out[top:bottom, left:right] = from_tensor(picture, bottom - top, right - left, header.kind)
 
     engine.each(work, tiles.grid(wide, tall, engine.tile))
     return out
 
 
-def _window(engine: Engine, header: Header, canvas: list[Tensor], pixels: Box, above: int = 0) -> Tensor:
+def _window(engine: Engine, file: Container, canvas: list[Tensor], pixels: Box, above: int = 0) -> Tensor:
     """The part of a picture that lies in `pixels`, float `[1, 3, h, w]` on the device; above as of `_windows`."""
+    header = file.header
     height, width = engine.padded(header.height, header.width)
-    part = window(engine.model, pixels, height, width)
+    seen, part = _reached(engine, file, pixels)
     codes = [
         box.crop(stage, Box(above // config.stride, 0, 0, 0))[None].to(engine.device, torch.int32)
         for box, stage, config in zip(part.around, canvas, engine.model.config.stages, strict=False)
     ]
     picture = _synthesize(engine, codes, height, width, [header.level], part)
-    return pixels.crop(picture, part.inside[-1].finer(engine.model.config.stages[-1].stride))
+    picture = seen.crop(picture, part.inside[-1].finer(engine.model.config.stages[-1].stride))
+    return pixels.crop(_filtered(engine, file, canvas, picture[0]), seen)[None]
+
+
+def _reached(engine: Engine, file: Container, pixels: Box) -> tuple[Box, Window]:
+    """What the filter reads for a part of a picture (pixels), and what that needs of the stages."""
+    height, width = engine.padded(file.header.height, file.header.width)
+    seen = pixels.grown(postfilter.REACH, height, width)
+    return seen, window(engine.model, seen, height, width)
+
+
+def _filtered(engine: Engine, file: Container, canvas: list[Tensor], picture: Tensor) -> Tensor:
+    """`[3, h, w]` as the file asks for it: its filter is that of all stages."""
+    payload = file.section(container.TAG_FILTER) if len(canvas) == len(engine.model.stages) else None
+    limit = postfilter.clipping(engine.model.config.lam(file.header.level))
+    return postfilter.apply(picture, payload, file.header.kind.grey, limit)
 
 
 def _synthesize(
@@ -291,7 +311,7 @@ class Decoded(Strips):
     def crop(self, left: int, top: int, right: int, bottom: int) -> Samples:
         engine, header = self._engine(), self._file.header
         region = Box(top, left, bottom, right)
-        around = window(engine.model, region, *engine.padded(header.height, header.width)).around
+        around = _reached(engine, self._file, region)[1].around
         strides = [stage.stride for stage in engine.model.config.stages]
         begin = min(box.top * stride for box, stride in zip(around, strides, strict=True))
         end = max(box.bottom * stride for box, stride in zip(around, strides, strict=True))
@@ -302,4 +322,4 @@ class Decoded(Strips):
                 if row not in self._rows:
                     self._rows[row] = read_codes(engine, [self._file], self._stages, None, self._partial, row)[0]
             canvas = [torch.cat(stage, 1) for stage in zip(*(self._rows[row] for row in rows), strict=True)]
-        return _windows(engine, header, canvas, region, rows.start * header.tile)
+        return _windows(engine, self._file, canvas, region, rows.start * header.tile)

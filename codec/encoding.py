@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcodec import container, entropy, tiles
+from mcodec import container, entropy, postfilter, tiles
 from mcodec.container import Kind
 from mcodec.decoding import place_codes, read_tiles, stage_ends
 from mcodec.engine import Engine
@@ -44,6 +44,13 @@ class _Tile:
         return Box(top + self.inner.top, left + self.inner.left, top + self.inner.bottom, left + self.inner.right)
 
     @property
+    def shown(self) -> Box:
+        """`inner` without padding."""
+        left, top, right, bottom = self.outer
+        inner = self.inner
+        return inner._replace(bottom=min(inner.bottom, bottom - top), right=min(inner.right, right - left))
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Tiles with the same key can be encoded together."""
         return self.padded, self.inner
@@ -51,8 +58,11 @@ class _Tile:
 
 def payloads(
     engine: Engine, rasters: Sequence[Raster], levels: Sequence[int], steps: int, canvases: list[list[Tensor]]
-) -> list[bytes]:
-    """The sections of codes of pictures; steps: of the search; codes go into `canvases` that are not empty."""
+) -> list[tuple[bytes, bytes]]:
+    """The sections of codes and filters of pictures; codes go into `canvases` that are not empty.
+
+    steps: of the search. Filters that would not pay are empty.
+    """
     for raster in rasters:
         container.check_size(*raster.size)
     jobs = [
@@ -61,6 +71,7 @@ def payloads(
         for tile in _tiles(engine, item, raster.size, level)
     ]
     done: list[tuple[bytes, list[int]]] = [(b"", [])] * len(jobs)
+    sums: list[Tensor | None] = [None] * len(jobs)
     waiting: list[Callable[[], None]] = []
 
     def work(members: list[int]) -> None:
@@ -68,9 +79,13 @@ def payloads(
         inner, seams = group[0].inner, group[0].seams
         levels = [tile.level for tile in group]
         windows = [(rasters[tile.item], tile.outer) for tile in group]
-        results, codes = _encode(engine, windows, levels, inner, seams, steps)
-        for item, tile in enumerate(group):
+        results, codes, x, pictures = _encode(engine, windows, levels, inner, seams, steps)
+        for i, item, tile in zip(members, range(len(group)), group, strict=True):
             place_codes(engine, canvases[tile.item], tile.box, codes, item)
+            kind = rasters[tile.item].kind
+            if kind is not Kind.BILEVEL:
+                limit = postfilter.clipping(engine.model.config.lam(tile.level))
+                sums[i] = postfilter.statistics(pictures[item], x[item], tile.shown, kind.grey, limit)
 
         def settle() -> None:
             streams, reads = results()
@@ -94,9 +109,20 @@ def payloads(
     for settle in waiting:
         settle()
     of_picture: list[list[tuple[bytes, list[int]]]] = [[] for _ in rasters]
-    for tile, result in zip(jobs, done, strict=True):
+    products: list[list[Tensor]] = [[] for _ in rasters]
+    for tile, result, product in zip(jobs, done, sums, strict=True):
         of_picture[tile.item].append(result)
-    return [tiles.pack(*zip(*results, strict=True)) for results in of_picture]
+        if product is not None:
+            products[tile.item].append(product)
+    return [
+        (tiles.pack(*zip(*results, strict=True)), _filter(engine, product, level, raster.kind))
+        for results, product, level, raster in zip(of_picture, products, levels, rasters, strict=True)
+    ]
+
+
+def _filter(engine: Engine, products: list[Tensor], level: int, kind: Kind) -> bytes:
+    weight = engine.model.config.lam(level) * 255**2 / 3  # bits per squared error of a sample
+    return postfilter.fit(torch.stack(products).sum(0), weight, kind.grey) if products else b""
 
 
 def _tiles(engine: Engine, item: int, size: tuple[int, int], level: int) -> list[_Tile]:
@@ -127,8 +153,9 @@ def _encode(
     inner: Box,
     seams: Seams,
     steps: int,
-) -> tuple[Callable[[], _Results], list[Tensor]]:
-    """Tiles, `inner` of windows of one padded size: per stage their codes, `[B, M, h, w]`, and what waits for streams.
+) -> tuple[Callable[[], _Results], list[Tensor], Tensor, Tensor]:
+    """Tiles, `inner` of windows of one padded size: what waits for streams, codes per stage, `[B, M, h, w]`, and the
+    windows, original and as a decoder makes them, `[B, 3, H, W]`.
 
     windows: pictures, and (left, top, right, bottom) in them.
     """
@@ -138,9 +165,10 @@ def _encode(
     first = _Pass(engine, len(windows), inner)
     with torch.no_grad(), engine.precision():
         state = engine.model.encode(x, level, first.assign, cuts)
-    first.coder.seal()
+        first.coder.seal()
+        picture = engine.model.synthesis(state, level).float()
     if steps == 0 or not search.searchable(engine.model):
-        return first.results, first.coded
+        return first.results, first.coded, x, picture
 
     streams, reads = first.results()
     kinds, pixels = [raster.kind for raster, _ in windows], [raster.crop(*outer) for raster, outer in windows]
@@ -157,21 +185,22 @@ def _encode(
             book = engine.model.stage(index).codebooks
             return book.lookup(codes), book.lookup_coordinates(codes)
 
-        states = state, engine.model.walk(x.shape[2], x.shape[3], level, choose, cuts)
-        pictures = [engine.model.synthesis(s, level).float().cpu() for s in states]
+        state = engine.model.walk(x.shape[2], x.shape[3], level, choose, cuts)
+        pictures = [picture, engine.model.synthesis(state, level).float()]
     others, other_reads = second.results()
     for i, window in enumerate(pixels):
         costs = [
-            _cost(engine, picture[i : i + 1], window, kinds[i], levels[i], inner, stream)
+            _cost(engine, picture[i : i + 1].cpu(), window, kinds[i], levels[i], inner, stream)
             for picture, stream in zip(pictures, (streams[i], others[i]), strict=True)
         ]
         if costs[1] < costs[0]:  # by what a decoder makes of it
             streams[i] = others[i]
+            pictures[0][i] = pictures[1][i]
             if reads is not None and other_reads is not None:
                 reads[i] = other_reads[i]
             for mine, theirs in zip(first.coded, second.coded, strict=True):
                 mine[i] = theirs[i]
-    return (lambda: (streams, reads)), first.coded
+    return (lambda: (streams, reads)), first.coded, x, pictures[0]
 
 
 def _cost(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from settings import SETTINGS, setting
 from tiny import TINY, lively
 
-from mcodec import container, decoding
+from mcodec import container, decoding, postfilter
 from mcodec.api import Codec
 from mcodec.bench.metrics import psnr
 from mcodec.engine import Engine
@@ -32,13 +32,16 @@ def tiled(tiny: Codec) -> Iterator[Codec]:
 
 def whole(codec: Codec, data: bytes, stages: int | None = None) -> NDArray[np.float32]:
     """The picture of a tiled file, synthesized in one piece: what windows must agree with."""
-    header = container.unpack(data).header
+    file = container.unpack(data)
+    header, payload = file.header, file.section(container.TAG_FILTER) if stages is None else None
     codes = [stage[None].int() for stage in codec.codes(data)][:stages]
     height, width = (codec.model.config.stages[0].stride * side for side in codes[0].shape[2:])
     level = torch.tensor([float(header.level)])
     with torch.no_grad():
         picture = codec.model.synthesis(codec.model.synthesize(codes, height, width, level), level)
-    out: NDArray[np.float32] = (picture[0, :, : header.height, : header.width].permute(1, 2, 0).numpy() + 0.5) * 255
+        limit = postfilter.clipping(codec.model.config.lam(header.level))
+        picture = postfilter.apply(picture[0], payload, header.kind.grey, limit)
+    out: NDArray[np.float32] = (picture[:, : header.height, : header.width].permute(1, 2, 0).numpy() + 0.5) * 255
     return out.clip(0, 255)
 
 
