@@ -57,33 +57,42 @@ def _weights(payload: bytes) -> tuple[Tensor, Tensor]:
     return own.view(-1, _MEANS).expand(3, -1), others.view(3, 2) if len(others) else own.new_zeros(3, 2)
 
 
-def _strips(picture: Tensor, part: Box) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(rows, the picture there, and with a margin of REACH), of a part of a picture `[3, H, W]`; edges are repeated."""
+def _strips(picture: Tensor, part: Box) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, the picture there with a margin of REACH) of a part of a picture `[3, H, W]`; edges are repeated."""
     padded = F.pad(picture[None], (REACH,) * 4, mode="replicate")[0, :, :, part.left : part.right + 2 * REACH]
     step = _ROWS if picture.device.type == "cpu" else _GPU_ROWS
     for top in range(part.top, part.bottom, step):
         bottom = min(top + step, part.bottom)
-        yield slice(top, bottom), picture[:, top:bottom, part.left : part.right], padded[:, top : bottom + 2 * REACH]
+        yield slice(top, bottom), padded[:, top : bottom + 2 * REACH]
 
 
-def _mean(middle: Tensor, around: Tensor, half: tuple[tuple[int, int], ...], limit: float | None) -> Tensor:
-    """Of the differences to neighbours and their opposites, clipped if there is a limit: `[3, h, w]`."""
-    height, width = middle.shape[1:]
-    total = torch.zeros_like(middle)
+def _shifted(around: Tensor, row: int, column: int) -> Tensor:
+    """The neighbours at (row, column) of all samples of a strip."""
+    height, width = around.shape[1] - 2 * REACH, around.shape[2] - 2 * REACH
+    return around[:, REACH + row : REACH + row + height, REACH + column : REACH + column + width]
+
+
+def _pair(around: Tensor, pair: tuple[int, int]) -> Tensor:
+    """The mean of two opposite neighbours, less the sample: `[3, h, w]`."""
+    row, column = pair
+    mean = (_shifted(around, row, column) + _shifted(around, -row, -column)).mul_(0.5)
+    return mean.sub_(_shifted(around, 0, 0))
+
+
+def _ring(around: Tensor, half: tuple[tuple[int, int], ...], limit: float) -> Tensor:
+    """The sum of clipped differences to neighbours and their opposites, `[3, h, w]`."""
+    total = torch.zeros_like(_shifted(around, 0, 0))
     for row, column in half:
-        for sign in (1, -1):
-            top, left = REACH + sign * row, REACH + sign * column
-            difference = around[:, top : top + height, left : left + width] - middle
-            total += difference if limit is None else difference.clamp_(-limit, limit)
-    return total / (2 * len(half))
-
-
-def _means(middle: Tensor, around: Tensor, limit: float) -> Iterator[Tensor]:
-    """All means of differences within a channel, `[3, h, w]` each, in the order of their weights."""
-    for pair in PAIRS:
-        yield _mean(middle, around, (pair,), None)
-    for ring in RINGS:
-        yield _mean(middle, around, ring, limit)
+        # from each sample to the neighbour behind it: what the neighbour sees is the negative
+        height, width = around.shape[1] - row, around.shape[2] - abs(column)
+        left = max(0, -column)
+        here, there = around[:, :height, left : left + width], around[:, row:, left + column : left + column + width]
+        difference = (there - here).clamp_(-limit, limit)
+        rows, columns = total.shape[1:]
+        at = REACH - left
+        total += difference[:, REACH : REACH + rows, at : at + columns]
+        total -= difference[:, REACH - row : REACH - row + rows, at - column : at - column + columns]
+    return total
 
 
 def apply(picture: Tensor, payload: bytes | None, grey: bool, limit: float) -> Tensor:
@@ -95,18 +104,21 @@ def apply(picture: Tensor, payload: bytes | None, grey: bool, limit: float) -> T
         return picture
     if grey:
         picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
-    own, others = (weights.to(picture.device) for weights in _weights(payload))
-    out = torch.empty_like(picture)
-    for rows, middle, around in _strips(picture, Box(0, 0, picture.shape[1], picture.shape[2])):
-        result, nearest = middle.clone(), torch.zeros_like(middle)
-        for place, mean in enumerate(_means(middle, around, limit)):
-            result += own[:, place, None, None] * mean
-            if place < 2:
-                nearest += mean / 2
-        for channel in range(3):
-            for weight, other in zip(others[channel], _others(channel), strict=True):
-                result[channel] += weight * nearest[other]
-        out[:, rows] = result
+    own, others = (weights.to(picture.device)[:, :, None, None] for weights in _weights(payload))
+    crossed = bool(others.any())
+    out = picture.clone()
+    for rows, around in _strips(picture, Box(0, 0, picture.shape[1], picture.shape[2])):
+        result, nearest = out[:, rows], torch.zeros_like(_shifted(around, 0, 0))
+        for place, pair in enumerate(PAIRS):
+            mean = _pair(around, pair)
+            if place < 2 and crossed:
+                nearest += mean
+            result += mean.mul_(own[:, place])
+        for place, ring in enumerate(RINGS, len(PAIRS)):
+            result += _ring(around, ring, limit).mul_(own[:, place] / 4)
+        if crossed:
+            for place in (0, 1):
+                result += nearest[[_others(channel)[place] for channel in range(3)]].mul_(others[:, place] / 2)
     return out
 
 
@@ -119,10 +131,11 @@ def statistics(picture: Tensor, original: Tensor, part: Box, grey: bool, limit: 
         picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
     count = _MEANS + 2
     total = torch.zeros(3, count, count + 1, dtype=torch.float64, device=picture.device)
-    for rows, middle, around in _strips(picture, part):
-        means = torch.stack(list(_means(middle, around, limit)), 1).flatten(2)  # [3, 13, n]
+    for rows, around in _strips(picture, part):
+        rings = (_ring(around, ring, limit).div_(4) for ring in RINGS)
+        means = torch.stack([*(_pair(around, pair) for pair in PAIRS), *rings], 1).flatten(2)  # [3, 13, n]
         nearest = means[:, :2].mean(1)
-        error = (original[:, rows, part.left : part.right] - middle).flatten(1)
+        error = (original[:, rows, part.left : part.right] - _shifted(around, 0, 0)).flatten(1)
         for channel in range(3):
             values = torch.cat([means[channel], nearest[_others(channel)]])
             total[channel] += values @ torch.cat([values, error[channel : channel + 1]]).T

@@ -37,6 +37,43 @@ def test_a_filter_is_found_again(length: int) -> None:
     assert postfilter.fit(postfilter.statistics(picture, original, whole(picture), False, LIMIT), 1e6, False) == payload
 
 
+def slow(picture: torch.Tensor, payload: bytes, limit: float) -> torch.Tensor:
+    """docs/FORMAT.md, step 4, sample by sample."""
+    weights = np.frombuffer(payload, np.int8).astype(float) / 128
+    y, (_, height, width) = picture.double().numpy(), picture.shape
+    out = y.copy()
+
+    def difference(channel: int, i: int, j: int, row: int, column: int) -> float:
+        at = min(max(i + row, 0), height - 1), min(max(j + column, 0), width - 1)
+        return float(y[channel][at] - y[channel, i, j])
+
+    pairs = [(0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 3), (3, 0)]
+    rings = [((0, 1), (1, 0)), ((1, 1), (1, -1)), ((0, 2), (2, 0)), ((2, 2), (2, -2)), ((0, 3), (3, 0))]
+    for channel, i, j in np.ndindex(3, height, width):
+        own = weights[:13] if len(weights) == 13 else weights[13 * channel : 13 * channel + 13]
+        for weight, (row, column) in zip(own, pairs, strict=False):
+            both = [difference(channel, i, j, sign * row, sign * column) for sign in (1, -1)]
+            out[channel, i, j] += weight * sum(both) / 2
+        for weight, ring in zip(own[8:], rings, strict=True):
+            four = [difference(channel, i, j, sign * row, sign * column) for row, column in ring for sign in (1, -1)]
+            out[channel, i, j] += weight * sum(min(max(d, -limit), limit) for d in four) / 4
+        if len(weights) == 45:
+            others = [other for other in range(3) if other != channel]
+            for weight, other in zip(weights[39 + 2 * channel :][:2], others, strict=True):
+                four = [difference(other, i, j, *at) for at in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+                out[channel, i, j] += weight * sum(four) / 4
+    return torch.from_numpy(out)
+
+
+@pytest.mark.parametrize("length", [postfilter.ALIKE, postfilter.OWN, postfilter.ALL])
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (21, 18)], ids=str)
+def test_the_format(device: torch.device, length: int, size: tuple[int, int]) -> None:
+    payload = np.random.default_rng(length).integers(-127, 128, length).astype(np.int8).tobytes()
+    picture = noise(*size)
+    found = postfilter.apply(picture.to(device), payload, False, 0.2).cpu()
+    torch.testing.assert_close(found.double(), slow(picture, payload, 0.2), atol=1e-5, rtol=0)
+
+
 def test_grey_is_filtered_as_one_channel() -> None:
     payload = np.random.default_rng(0).integers(-30, 31, postfilter.ALIKE).astype(np.int8).tobytes()
     picture = noise()
@@ -46,8 +83,8 @@ def test_grey_is_filtered_as_one_channel() -> None:
 
 
 def test_parts_add_up() -> None:
-    picture, original = noise(), noise(70, 90).flip(1)
-    parts = [Box(0, 0, 33, 90), Box(33, 0, 70, 17), Box(33, 17, 70, 90)]
+    picture, original = noise(170), noise(170).flip(1)
+    parts = [Box(0, 0, 33, 90), Box(33, 0, 170, 17), Box(33, 17, 170, 90)]
     together = sum(postfilter.statistics(picture, original, part, False, LIMIT) for part in parts)
     assert isinstance(together, torch.Tensor)
     once = postfilter.statistics(picture, original, whole(picture), False, LIMIT)
