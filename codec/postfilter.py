@@ -104,8 +104,9 @@ def apply(picture: Tensor, payload: bytes | None, grey: bool, limit: float) -> T
         return picture
     if grey:
         picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
-    own, others = (weights.to(picture.device)[:, :, None, None] for weights in _weights(payload))
-    crossed = bool(others.any())
+    weights = _weights(payload)
+    crossed = bool(weights[1].any())  # before they leave the host
+    own, others = (part.to(picture.device)[:, :, None, None] for part in weights)
     out = picture.clone()
     for rows, around in _strips(picture, Box(0, 0, picture.shape[1], picture.shape[2])):
         result, nearest = out[:, rows], torch.zeros_like(_shifted(around, 0, 0))
