@@ -66,7 +66,6 @@ typedef struct {
 typedef struct {
     uint32_t high, low; /* the two halves of inv = (R << 31) / sum(w) */
     uint32_t top;       /* lowest k of the largest logit */
-    uint32_t near;      /* codewords with a frequency */
 } Row;
 
 typedef enum { PRIOR_READY, PRIOR_RANGE, PRIOR_MEMORY } PriorStatus;
@@ -187,7 +186,7 @@ INLINE Row weights(const Prior *p, ptrdiff_t group, ptrdiff_t position)
         weight[k] |= NEAR;
     }
     const uint32_t inverse = (uint32_t)(((uint64_t)(TOTAL - near) << 31) / sum);
-    return (Row){inverse >> 16, inverse & 0xffffu, top, near};
+    return (Row){inverse >> 16, inverse & 0xffffu, top};
 }
 
 /* The frequency but for the rest that goes to the top: 1 if near, and (w * inv) >> 31 in 32-bit products: w <= 2^15,
@@ -371,7 +370,8 @@ static ptrdiff_t run_encode(const uint16_t *start, const uint16_t *freq, const i
     return (end - out) / 2;
 }
 
-/* codes = argmin_k beta |v - mu_k|^2 - ln p_k over the codewords with a frequency; `points` are the codewords as [M, K, d] floats, `column` takes them. */
+/* codes = argmin_k beta |v - mu_k|^2 - ln p_k over the codewords with a frequency; `points` are the codewords as
+ * [M, K, d] floats, `column` takes them. */
 CLONES
 static void run_assign(const Prior *p, const float *latents, const float *points, float *restrict column,
                        float *restrict constant, float *restrict distance, float beta, int32_t *codes)
