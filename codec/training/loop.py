@@ -22,7 +22,7 @@ from mcodec.model import Cascade, preset
 from mcodec.model.cascade import Trained
 from mcodec.model.config import LEVELS
 from mcodec.model.context import QualityTable
-from mcodec.model.layers import Exact1x1, Pointwise, Spatial
+from mcodec.model.layers import Exact1x1, Pointwise, Response, Spatial
 from mcodec.model.quantizer import Codebooks
 from mcodec.training import units
 from mcodec.training.config import TrainConfig
@@ -41,6 +41,8 @@ SCORED = (28.0, 31.0, 34.0, 37.0, 40.0)
 CALIBRATION_CROPS = 32
 #: Weight of steps beyond a codebook's radius, in bits. Linear, so that rare extremes do not rule the gradient.
 OVERLOAD = 0.1
+#: Learning rate of logarithms of factors that whole bodies share.
+RESPONSE_RATE = 1e-3
 #: A run ends with an error after so many steps in a row without a finite gradient.
 MAX_BAD_STEPS = 20
 
@@ -142,13 +144,17 @@ class Trainer:
         coarse = {id(m.weight) for m in layers if isinstance(m, Pointwise | nn.Conv2d)}
         coarse -= {id(m.weight) for m in layers if isinstance(m, Exact1x1 | Spatial)}
         soaped = {id(m.weight) for m in layers if isinstance(m, Pointwise) and config.optimizer == "soap"}
+        responses = {id(m.log_factor) for m in layers if isinstance(m, Response)}
         rates = {
             "coarse": config.learning_rate,
             "fine": config.fine_learning_rate or config.learning_rate,
             "context": config.context_learning_rate,
+            "response": RESPONSE_RATE,
         }
 
         def kind(parameter: nn.Parameter) -> str:
+            if id(parameter) in responses:
+                return "response"
             return "context" if id(parameter) in context else "coarse" if id(parameter) in coarse else "fine"
 
         def groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
