@@ -29,7 +29,7 @@ def affine_depthwise_reference(
 
 def scaled_add_reference(x: Tensor, added: Tensor, factor: Tensor) -> Tensor:
     """`scaled_add` in torch."""
-    return x + factor * added
+    return torch.addcmul(x, factor, added)
 
 
 # ---- Triton ------------------------------------------------------------------------------------------------------
