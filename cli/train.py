@@ -127,8 +127,14 @@ def train(
 @click.option("--out", type=FILE, default=Path("."), metavar="DIR", help="Folder to write into. [default: .]")
 @click.option("--name", default="", metavar="NAME", help="Name of the release. [default: the run's folder]")
 @click.option("--licences", default="not stated", metavar="TEXT", help="Licences of the training data, for the card.")
+@click.option(
+    "--pictures", multiple=True, metavar="PATH",
+    help="Tar shard, folder or picture: hidden units that hardly add to such pictures are left out; repeatable.",
+)
 @force_option
-def export(checkpoint: Path, out: Path, name: str, licences: str, force: bool) -> None:
+def export(
+    checkpoint: Path, out: Path, name: str, licences: str, pictures: tuple[str, ...], force: bool
+) -> None:
     """Turn a training CHECKPOINT into a release: NAME.safetensors and its card NAME.json."""
     from mcodec.training.export import export as write_release
 
@@ -136,7 +142,7 @@ def export(checkpoint: Path, out: Path, name: str, licences: str, force: bool) -
     for target in (out / f"{name}.safetensors", out / f"{name}.json"):
         if target.exists() and not force:
             raise CodecError(f"{target} exists; use --force to overwrite it")
-    path = write_release(checkpoint, out, name, licences)
+    path = write_release(checkpoint, out, name, licences, pictures)
     click.echo(f"{path}: {path.stat().st_size:,} bytes")
 
 

@@ -140,6 +140,7 @@ def load_tensors(model: Cascade, tensors: dict[str, Any]) -> None:
     import torch
 
     from mcodec.model.context import IntegerLayer, QualityTable
+    from mcodec.model.layers import Body
     from mcodec.model.quantizer import Codebooks
 
     def take(key: str, like: torch.Tensor | None = None) -> torch.Tensor:
@@ -152,6 +153,10 @@ def load_tensors(model: Cascade, tensors: dict[str, Any]) -> None:
 
     with torch.no_grad():
         model.precision = take("precision", model.precision)
+        for name, module in model.named_modules():
+            if isinstance(module, Body):  # a release leaves out hidden units that stay closed
+                widths = [module.width, *take(f"{name}.{len(module) - 1}.weight").shape[1:2]]
+                module.select(torch.arange(max(1, min(widths))))
         for name, module in model.named_modules():
             if isinstance(module, IntegerLayer):
                 stored = take(f"{name}.weight", module.weight), take(f"{name}.bias", module.bias)

@@ -18,11 +18,12 @@ from tiny import TINY, TINY_UMGM
 from mcodec import api, weights
 from mcodec.errors import ModelError, TrainingError
 from mcodec.model import config as model_config
+from mcodec.training import units
 from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, load_pictures, validation_batch
 from mcodec.training.experiment import record
 from mcodec.training.export import export
-from mcodec.training.loop import Trainer
+from mcodec.training.loop import RESPONSE_RATE, Trainer
 
 
 @pytest.fixture
@@ -211,6 +212,36 @@ def test_exported_weights_hold_the_same_codec(config: TrainConfig, tmp_path: Pat
         weights.load(path)
 
 
+def test_rates_by_kind_of_parameter(config: TrainConfig) -> None:
+    trainer = Trainer(config.updated(learning_rate=4e-4, fine_learning_rate=5e-5, context_learning_rate=3e-3))
+    names = {id(p): n for n, p in trainer.model.named_parameters()}
+    rates = {names[id(p)]: g["base"] for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
+    assert set(rates) == set(names.values())
+    assert {r for n, r in rates.items() if ".context." in n} == {3e-3}
+    assert {r for n, r in rates.items() if n.endswith("log_factor")} == {RESPONSE_RATE}
+    fine = "film", "lapped.rows", "posterior.weight", "body.1.bias"
+    assert {r for n, r in rates.items() if n.endswith(fine)} == {5e-5}
+    assert {r for n, r in rates.items() if n.endswith("body.1.weight")} == {4e-4}
+
+
+def test_a_release_is_judged_by_pictures_and_training_goes_on_from_it(
+    config: TrainConfig, shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(config).run()
+    monkeypatch.setattr(units, "WIDTH", 1)
+    monkeypatch.setattr(units, "LEFT_OUT", 0.05)
+    checkpoint = Path(config.out) / "checkpoint.pt"
+    whole, narrow = export(checkpoint, tmp_path, "whole"), export(checkpoint, tmp_path, "narrow", pictures=[shard])
+    cards = [weights.read_card(path) for path in (whole, narrow)]
+    assert cards[0]["parameters"] > cards[1]["parameters"]
+    assert cards[0]["kmac_per_pixel"]["decode"] > cards[1]["kmac_per_pixel"]["decode"]
+    tuned = Trainer(config.updated(init=str(narrow)))
+    assert sum(p.numel() for p in tuned.model.parameters()) == cards[0]["parameters"]
+    tuned.train_step()
+    with pytest.raises(TrainingError, match="cannot read"):
+        export(checkpoint, tmp_path, "none", pictures=[tmp_path / "release"])
+
+
 def test_checkpoint_errors(tmp_path: Path, config: TrainConfig) -> None:
     (tmp_path / "x.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(TrainingError, match="cannot read checkpoint"):
@@ -278,7 +309,7 @@ def test_experiment_row_holds_real_files(config: TrainConfig, shard: Path, tmp_p
         row = record(tmp_path / "checkpoint.pt", results, name, {"change": "none"}, [shard], limit=2)
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     assert [r["name"] for r in rows] == ["one", "two"] and rows[1] == json.loads(json.dumps(row))
-    codec = api.load(export(tmp_path / "checkpoint.pt", tmp_path, "again"), "cpu")
+    codec = api.load(export(tmp_path / "checkpoint.pt", tmp_path, "again", pictures=[shard]), "cpu")
     pictures = [p.permute(1, 2, 0).numpy() for p in load_pictures([shard], 2)]
     for quality, bpp in zip(row["validation"]["quality"], row["validation"]["bpp"], strict=True):
         files = [codec.encode(picture, quality) for picture in pictures]

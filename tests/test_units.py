@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import TINY, lively
 from torch import Tensor
 
+from mcodec import weights
+from mcodec.errors import ModelError
 from mcodec.model import Cascade
 from mcodec.model.layers import LEAK, Block, Body, Gate
 from mcodec.training import units
@@ -86,3 +90,48 @@ def test_a_gate_is_a_relu_that_can_open_again() -> None:
     y = x.detach().requires_grad_()
     Gate().eval()(y).sum().backward()
     assert y.grad is not None and y.grad.tolist() == [0, 0, 1, 1]
+
+
+def test_a_release_leaves_idle_units_out_and_training_draws_them_anew(
+    trained: Cascade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "LEFT_OUT", 0.0)  # nothing that adds anything
+    monkeypatch.setattr(units, "WIDTH", 1)
+    before, widths = outputs(trained), [m.width for m in trained.modules() if isinstance(m, Body)]
+    share = units.prune(trained, run(trained))
+    bodies = [m for m in trained.modules() if isinstance(m, Body)]
+    assert 0 < share < 0.6 and share == sum(m.width for m in bodies) / sum(widths)
+    for a, b in zip(before, outputs(trained), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    units.widen(trained)
+    assert [m.width for m in bodies] == widths
+    for a, b in zip(before, outputs(trained), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert units.dead(trained, run(trained)) < 0.4  # drawn at random, half of them open
+
+
+def test_pruning_keeps_what_adds_most_in_round_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "LEFT_OUT", 1.0)  # everything may go
+    monkeypatch.setattr(units, "WIDTH", 4)
+    model = lively(TINY)
+    units.prune(model, run(model))
+    assert {m.width for m in model.modules() if isinstance(m, Body)} == {4}
+
+
+def test_weights_without_idle_units_are_saved_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "LEFT_OUT", 0.3)
+    monkeypatch.setattr(units, "WIDTH", 1)
+    model = lively(TINY)
+    assert units.prune(model, run(model)) < 1
+    weights.save(model, tmp_path / "narrow.safetensors", {})
+    read, _ = weights.load(tmp_path / "narrow.safetensors")
+    kept = {n: m.width for n, m in model.named_modules() if isinstance(m, Body)}
+    assert {n: m.width for n, m in read.named_modules() if isinstance(m, Body)} == kept
+
+    stored = weights.release_tensors(model)
+    name = next(iter(kept))
+    last = f"{name}.{len(model.get_submodule(name)) - 1}.weight"
+    for shape in ((), (3,), (len(stored[last]), 0), (len(stored[last]), 1000)):
+        with pytest.raises(ModelError, match="shape"):
+            weights.load_tensors(Cascade(TINY), {**stored, last: torch.zeros(shape)})

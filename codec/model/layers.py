@@ -167,6 +167,27 @@ class Body(nn.Sequential):
             y = layer(y)
         return last(y, writes=self.writes) if isinstance(last, Pointwise) else last(y) * self.writes
 
+    def around_gate(self) -> tuple[list[Pointwise | nn.Conv2d], Pointwise | nn.Conv2d]:
+        """Layers with an output per hidden unit, and the layer that reads the units."""
+        *before, last = (layer for layer in self if not isinstance(layer, Gate))
+        if isinstance(before[0], Spatial):  # of what comes in
+            before = before[1:]
+        return before, last  # type: ignore[return-value]
+
+    @property
+    def width(self) -> int:
+        """How many hidden units there are."""
+        return self.around_gate()[1].weight.shape[1]
+
+    @torch.no_grad()
+    def select(self, units: Tensor) -> None:
+        """Keep these hidden units alone, by their places."""
+        before, last = self.around_gate()
+        for layer in before:
+            assert layer.bias is not None
+            layer.weight, layer.bias = nn.Parameter(layer.weight[units]), nn.Parameter(layer.bias[units])
+        last.weight = nn.Parameter(last.weight[:, units])
+
     @torch.no_grad()
     def resize(self, reads: Tensor, writes: float) -> None:
         """Other sizes for the same function."""

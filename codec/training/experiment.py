@@ -55,7 +55,7 @@ def record(
     """
     pictures = [p.permute(1, 2, 0).numpy() for p in load_pictures(validation, limit)]
     with tempfile.TemporaryDirectory() as folder:
-        path = export(checkpoint, Path(folder), name)
+        path = export(checkpoint, Path(folder), name, pictures=validation)
         card = json.loads(path.with_suffix(".json").read_text())
         curve = validation_curve(api.load(path, "cpu"), pictures, advance=advance)
     row = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from mcodec import __version__, weights
 from mcodec.errors import TrainingError
 from mcodec.model import Cascade, ModelConfig
 from mcodec.training import units
+from mcodec.training.data import load_pictures, validation_batch
+
+#: Pictures, the size of their centres, and levels by which hidden units are judged.
+PRUNING, CROP, PRUNING_LEVELS = 8, 256, (12.0, 127.0, 242.0)
 
 LIMITS = (
     "RGB photographs of 8 bits per channel; trained for mean squared error on a small set of pictures. "
@@ -35,6 +40,20 @@ def load_average(checkpoint: Path) -> tuple[Cascade, dict[str, Any]]:
         raise TrainingError(f"checkpoint {checkpoint} is not of this version's model: {_first_line(error)}") from error
     units.fold(model)
     return model.eval(), state
+
+
+def prune(model: Cascade, pictures: Sequence[str | Path]) -> float:
+    """Leave out hidden units by what some pictures make of them; the share of units that stays."""
+    loaded, multiple = load_pictures(pictures, PRUNING), model.config.multiple
+    side = min(CROP, *(min(picture.shape[1:]) for picture in loaded)) // multiple * multiple
+    x = validation_batch(loaded, max(side, multiple), PRUNING)
+    gumbel = model.config.assignment == "gumbel"
+
+    def run() -> None:
+        for level in PRUNING_LEVELS:
+            model(x, torch.full((len(x),), level), "gumbel" if gumbel else "hard")
+
+    return units.prune(model, run)
 
 
 def _first_line(error: Exception) -> str:
@@ -74,10 +93,19 @@ def multiplications(model: Cascade, size: int = 512) -> dict[str, float]:
 
 
 def export(
-    checkpoint: Path, out: Path, name: str | None = None, data_licences: str = "not stated"
+    checkpoint: Path,
+    out: Path,
+    name: str | None = None,
+    data_licences: str = "not stated",
+    pictures: Sequence[str | Path] = (),
 ) -> Path:
-    """Write `out/name.safetensors` and its card `out/name.json`; returns the weights' path."""
+    """Write `out/name.safetensors` and its card `out/name.json`; returns the weights' path.
+
+    pictures: typical ones, archives or folders; hidden units that hardly add anything to them are left out.
+    """
     model, state = load_average(checkpoint)
+    if pictures:
+        prune(model, pictures)
     name = name or model.config.name
     training = dict(state["config"])
     training["data"] = [Path(p).name for p in training["data"]]

@@ -82,6 +82,7 @@ def _start(config: TrainConfig) -> Cascade:
     for module in model.modules():
         if isinstance(module, QualityTable | Codebooks):
             module.thaw()
+    units.widen(model)
     return model.train()
 
 

@@ -1,8 +1,12 @@
-"""Sizes of what residual bodies read and write: with them, weights and biases are of the size optimizers expect."""
+"""Sizes of what residual bodies read and write, and which hidden units they have.
+
+With sizes, weights and biases are of the size optimizers expect. A hidden unit that has closed for good is drawn anew
+when training goes on, and left out of a release.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +20,9 @@ SMALLEST = 0.05
 WRITES = 0.02
 #: A hidden unit that is open for a smaller share of the positions is dead.
 OPEN = 3e-3
+#: A release leaves out the hidden units that add least, with this share of the mean square of all; the others stay
+#: in a multiple of WIDTH, as matrix products like it.
+LEFT_OUT, WIDTH = 3e-4, 16
 
 #: Runs the model forward on typical pictures at several qualities.
 Run = Callable[[], object]
@@ -30,14 +37,15 @@ def _gates(bodies: list[Body]) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _observed(modules: list[nn.Module], run: Run) -> list[tuple[Tensor, Tensor]]:
-    """(mean square, share above zero) of each channel `[C]` of what the modules read while `run` runs."""
+def _observed(modules: Sequence[nn.Module], run: Run) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(mean square, share above zero, mean square of those) of each channel `[C]` of what modules read in `run`."""
     seen: list[list[Tensor]] = [[] for _ in modules]
 
     def hook(place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].float()
-            seen[place].append(torch.stack([x.square().mean((0, 2, 3)), (x > 0).float().mean((0, 2, 3))]))
+            values = x.square(), (x > 0).float(), x.clamp(min=0).square()
+            seen[place].append(torch.stack([value.mean((0, 2, 3)) for value in values]))
 
         return keep
 
@@ -48,12 +56,12 @@ def _observed(modules: list[nn.Module], run: Run) -> list[tuple[Tensor, Tensor]]
         for handle in handles:
             handle.remove()
     means = [torch.stack(values).mean(0) for values in seen]
-    return [(mean[0], mean[1]) for mean in means]
+    return [(mean[0], mean[1], mean[2]) for mean in means]
 
 
 def dead(model: Cascade, run: Run) -> float:
     """Share of hidden units in all bodies that hardly ever open."""
-    shares = [share for _, share in _observed(_gates(_bodies(model)), run)]
+    shares = [share for _, share, _ in _observed(_gates(_bodies(model)), run)]
     return float((torch.cat(shares) < OPEN).float().mean())
 
 
@@ -69,7 +77,7 @@ def normalize(model: Cascade, run: Run, keep: bool) -> int:
     owners: dict[int, Block | Body] = {id(m.body): m for m in model.modules() if isinstance(m, Block)}
     opened = 0
     read, hidden = seen[: len(bodies)], seen[len(bodies) :]
-    for body, (power, _), (inner, share) in zip(bodies, read, hidden, strict=True):
+    for body, (power, _, _), (inner, share, _) in zip(bodies, read, hidden, strict=True):
         size = power.sqrt()
         size = size.clamp(min=max(SMALLEST * float(size.mean()), 1e-6))
         if not keep:
@@ -101,6 +109,33 @@ def _revive(body: Body, size: Tensor, closed: Tensor) -> int:
     first.weight[closed] = fresh[closed]
     after.weight[:, closed] = 0
     return int(closed.sum())
+
+
+@torch.no_grad()
+def prune(model: Cascade, run: Run) -> float:
+    """Leave out the hidden units that hardly add to what their body returns; the share of units that stays."""
+    bodies = _bodies(model)
+    before = sum(body.width for body in bodies)
+    for body, (_, _, power) in zip(bodies, _observed(_gates(bodies), run), strict=True):
+        reader = body.around_gate()[1].weight
+        added, order = (power * reader.square().reshape(*reader.shape[:2], -1).sum((0, 2))).sort(descending=True)
+        rest = 1 - added.cumsum(0) / added.sum().clamp(min=1e-30)
+        count = -(-(int((rest > LEFT_OUT).sum()) + 1) // WIDTH) * WIDTH
+        body.select(order[:count].sort().values)
+    return sum(body.width for body in bodies) / before
+
+
+@torch.no_grad()
+def widen(model: Cascade) -> None:
+    """Hidden units that a release left out, drawn anew; the function stays as it is."""
+    for body, fresh in zip(_bodies(model), _bodies(Cascade(model.config)), strict=True):
+        count, (before, last), (drawn, reader) = body.width, body.around_gate(), fresh.around_gate()
+        for layer, new in zip(before, drawn, strict=True):
+            assert layer.bias is not None and new.bias is not None
+            new.weight[:count], new.bias[:count] = layer.weight, layer.bias
+            layer.weight, layer.bias = new.weight, new.bias
+        reader.weight[:, :count], reader.weight[:, count:] = last.weight, 0
+        last.weight = reader.weight
 
 
 @torch.no_grad()
