@@ -58,7 +58,7 @@ Choose = Callable[[int, Tensor, "Tensor | None", "Tensor | None"], tuple[Tensor,
 Assign = Callable[[int, Tensor, "Tensor | None", "Tensor | None"], Tensor]
 
 #: Share of a stage's positions on which training evaluates the rate of hard codes, K logits each; at least so many.
-RATED, LEAST_RATED = 1 / 8, 64
+RATED, LEAST_RATED = 1 / 8, 36
 
 
 @dataclass
