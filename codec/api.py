@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -116,11 +117,10 @@ class Codec:
         with_codes: bool = False,
     ) -> list[tuple[bytes, list[Tensor]]]:
         """Files of pictures, and their codes where these are wanted."""
-        qualities = [quality] * len(images) if isinstance(quality, int | float) else list(quality)
+        qualities = np.ravel(quality).tolist() * (len(images) if np.ndim(quality) == 0 else 1)
         if len(qualities) != len(images):
             raise ValueError(f"{len(images)} images but {len(qualities)} qualities")
-        if metadata not in METADATA:
-            raise ValueError(f"metadata must be one of {', '.join(METADATA)}, got {metadata!r}")
+        _check_metadata(metadata)
         levels = [level_of(q) for q in qualities]
         steps = search.steps_of(effort)
         rasters = [to_raster(image) for image in images]
@@ -154,6 +154,7 @@ class Codec:
         """
         level_of(quality)
         search.steps_of(effort)
+        _check_metadata(metadata)
         return batch.encoded(lambda rasters: self.encode_batch(rasters, quality, metadata, effort), items, readers)
 
     # ---- decoding -----------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ class Codec:
     def stage_bytes(self, data: bytes, max_pixels: int | None = container.MAX_DECODED_PIXELS) -> list[int]:
         """How many bytes of a file each stage takes."""
         file, engine = self._open(data, max_pixels), self._engine()
-        streams = file.streams()
+        streams = file.streams
         if streams.sizes is not None:
             return [sum(stage) for stage in streams.sizes]
         padded = engine.padded(file.header.height, file.header.width)
@@ -298,6 +299,11 @@ class Codec:
     def _check_stages(self, stages: int | None) -> None:
         if stages is not None and not 1 <= stages <= self.stages:
             raise ValueError(f"stages must be from 1 to {self.stages}, got {stages}")
+
+
+def _check_metadata(metadata: str) -> None:
+    if metadata not in METADATA:
+        raise ValueError(f"metadata must be one of {', '.join(METADATA)}, got {metadata!r}")
 
 
 def _sections(raster: Raster, metadata: str, postfilter: bytes) -> tuple[tuple[int, bytes], ...]:

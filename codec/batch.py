@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 from PIL import Image
 
 from mcodec.errors import CodecError
+from mcodec.files import read_bytes
 from mcodec.image import Picture, Raster, read_raster, to_raster
-from mcodec.reading import read_bytes
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -22,9 +22,9 @@ V = TypeVar("V")
 BATCH_PIXELS = 2**23
 BATCH_BYTES = 2**20
 BATCH_ITEMS = 32
-#: Threads that read ahead, and items that may be read but not yet coded.
+#: Threads that read ahead. Beyond the micro-batch that is being filled each is two items ahead at most: pictures can be
+#: large.
 READERS = 4
-AHEAD = 2 * BATCH_ITEMS
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def _picture(item: Picture | bytes | str | PathLike[str]) -> Raster:
 
 
 def _file(item: bytes | str | PathLike[str]) -> bytes:
-    return read_bytes(item) if isinstance(item, str | PathLike) else item
+    if isinstance(item, str | PathLike):
+        return read_bytes(item)
+    return bytes(memoryview(item))  # TypeError for what is none
 
 
 def _coded(
@@ -72,28 +74,34 @@ def _coded(
     readers: int,
 ) -> Iterator[Result[V]]:
     """Read ahead on threads while a micro-batch is coded on one more; results in the order of the items."""
-    with ThreadPoolExecutor(readers) as pool, ThreadPoolExecutor(1) as coder:
+    pool, coder = ThreadPoolExecutor(readers), ThreadPoolExecutor(1)
+    try:
         work: Future[list[Result[V]]] | None = None
-        for batch in _batches(_ahead(pool, read, items), size, limit):
+        for batch in _batches(_ahead(pool, read, items, 2 * readers), size, limit):
             following = coder.submit(_code, code, batch)
             if work is not None:
                 yield from work.result()
             work = following
         if work is not None:
             yield from work.result()
+    finally:  # of an iteration that is given up, too
+        pool.shutdown(cancel_futures=True)
+        coder.shutdown(cancel_futures=True)
 
 
-def _ahead(pool: ThreadPoolExecutor, read: Callable[[Any], T], items: Iterable[Any]) -> Iterator[Result[T]]:
+def _ahead(
+    pool: ThreadPoolExecutor, read: Callable[[Any], T], items: Iterable[Any], ahead: int
+) -> Iterator[Result[T]]:
     def guarded(item: Any) -> Result[T]:
         try:
             return Result(item, read(item))
-        except (CodecError, OSError, ValueError) as error:
+        except Exception as error:  # whatever a picture's reader raises belongs to its item
             return Result(item, error=error)
 
     waiting: deque[Future[Result[T]]] = deque()
     for item in items:
         waiting.append(pool.submit(guarded, item))
-        if len(waiting) >= AHEAD:
+        if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

@@ -91,12 +91,9 @@ class Container:
         """Payload of the first section with this tag."""
         return next((payload for found, payload in self.sections if found == tag), None)
 
+    @cached_property
     def streams(self) -> tiles.Streams:
         """The tiles' streams; CorruptStream for a table that does not fit."""
-        return self._streams
-
-    @cached_property
-    def _streams(self) -> tiles.Streams:
         return tiles.unpack(self.codes, self.header.tiles, self.codes_size)
 
 
@@ -209,7 +206,7 @@ def describe(data: bytes, partial: bool = False, max_pixels: int | None = None) 
     for tag, payload in container.sections:
         name = _NAMES.get(tag, f"section {tag}")
         sections[name] = sections.get(name, 0) + len(payload)
-    sizes = container.streams().sizes
+    sizes = container.streams.sizes
     return {
         "version": data[4],
         "width": header.width,

@@ -48,7 +48,7 @@ def read_codes(
     """
     # on a GPU the host waits for no pass before all are queued
     later = [] if checks is None and engine.device.type != "cpu" else checks
-    held = [file.streams() for file in files]
+    held = [file.streams for file in files]
     total = len(engine.model.stages)
     canvases: list[list[Tensor]] = [[] for _ in files]
     jobs: list[tuple[int, int, Box, int]] = []  # file, tile, its place, stages to read

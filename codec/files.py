@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Files: read from a path or URL, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,26 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from os import PathLike, fspath
 from pathlib import Path
 from typing import BinaryIO
+
+from mcodec.errors import CodecError
+
+
+def read_bytes(source: str | PathLike[str]) -> bytes:
+    """The content of a path or, through fsspec, of a URL. Raises OSError; CodecError where fsspec is missing."""
+    place = fspath(source)
+    if "://" not in place:
+        with open(place, "rb") as file:
+            return file.read()
+    try:
+        import fsspec
+    except ImportError as error:
+        raise CodecError("URLs need fsspec: pip install 'mcodec[url]'") from error
+    with fsspec.open(place, "rb") as file:
+        data: bytes = file.read()
+    return data
 
 
 @contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from mcodec.container import MAX_DECODED_PIXELS
-from mcodec.errors import CodecError
+from mcodec.files import read_bytes
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
@@ -21,21 +21,6 @@ def default_codec(model: str | None = None, device: str = "auto") -> Codec:
     from mcodec.api import load
 
     return load(model, device)
-
-
-def read_bytes(source: str | PathLike[str]) -> bytes:
-    """The content of a path or, through fsspec, of a URL. Raises OSError; CodecError where fsspec is missing."""
-    place = fspath(source)
-    if "://" not in place:
-        with open(place, "rb") as file:
-            return file.read()
-    try:
-        import fsspec
-    except ImportError as error:
-        raise CodecError("URLs need fsspec: pip install 'mcodec[url]'") from error
-    with fsspec.open(place, "rb") as file:
-        data: bytes = file.read()
-    return data
 
 
 def read(

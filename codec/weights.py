@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcodec.container import FINGERPRINT_BYTES
 from mcodec.errors import ModelError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 #: Loaded when no model is named.
 DEFAULT = "cascade"
-FINGERPRINT_BYTES = 8
 
 
 def folder() -> Path:

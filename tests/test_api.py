@@ -38,6 +38,7 @@ def test_input_types_agree(tiny: Codec, picture: Make) -> None:
     data = tiny.encode(array)
     assert tiny.encode(Image.fromarray(array)) == data
     assert tiny.encode(torch.from_numpy(array).permute(2, 0, 1)) == data
+    assert tiny.encode(array, np.float32(50)) == data and tiny.encode_batch([array], np.array([50])) == [data]
     with pytest.raises(ValueError, match="must be uint8 or uint16"):
         tiny.encode(array.astype(np.float32))
     with pytest.raises(ValueError, match="quality must be from 1 to 100"):

@@ -249,4 +249,4 @@ def test_any_beginning_of_a_file() -> None:
         damaged = bytearray(data[: rng.randrange(1, len(data))])
         damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
         with contextlib.suppress(FormatError):
-            unpack(bytes(damaged), partial=True).streams()
+            _ = unpack(bytes(damaged), partial=True).streams

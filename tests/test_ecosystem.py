@@ -152,7 +152,41 @@ def test_iterators(tiny: Codec, picture: Make, tmp_path: Path, monkeypatch: pyte
     assert [type(r.error).__name__ for r in decoded[-3:]] == ["CorruptStream", "NotAnMciFile", "NotAnMciFile"]
     with pytest.raises(ValueError, match="quality"):
         tiny.encode_iter([], 0)
+    with pytest.raises(ValueError, match="metadata"):
+        tiny.encode_iter([], metadata="some")
     assert list(tiny.encode_iter([])) == []
+
+
+def test_iterators_keep_what_is_no_picture_to_its_item(
+    tiny: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Image.new("RGB", (8, 8))
+
+    def load() -> None:
+        raise SyntaxError("broken PNG file")  # what Pillow raises for some
+
+    monkeypatch.setattr(opened, "load", load)
+    results = list(tiny.encode_iter([None, 3, opened, picture(9, 9)]))
+    assert [r.error is None for r in results] == [False, False, False, True]
+    good = results[-1].value
+    assert good is not None
+    decoded = list(tiny.decode_iter([None, 3, memoryview(good), good]))
+    assert [r.error is None for r in decoded] == [False, False, True, True]
+
+
+def test_an_iteration_that_is_given_up_reads_no_further(tiny: Codec, picture: Make) -> None:
+    taken = 0
+
+    def items() -> Iterator[object]:
+        nonlocal taken
+        for index in range(1000):
+            taken += 1
+            yield picture(16, 16, index)
+
+    results = tiny.encode_iter(items(), readers=2)
+    assert next(results).error is None
+    results.close()  # type: ignore[attr-defined]
+    assert taken < 200
 
 
 # ---- rate ----
