@@ -15,7 +15,6 @@ from mcodec.errors import CorruptStream
 
 #: Words of the entropy coder; only whole ones are cut off. See docs/ENTROPY.md.
 WORD_BYTES = 2
-MAX_STAGES = 255
 
 
 def grid(width: int, height: int, side: int) -> list[tuple[int, int, int, int]]:

@@ -66,16 +66,15 @@ static int open_prior(Prior *p, Buffers *buffers, PyObject *const *args)
     if (cutoff == (unsigned long)-1 && PyErr_Occurred())
         return -1;
     p->cutoff = cutoff < EVERY ? (uint32_t)cutoff : EVERY;
-    args++;
     p->positions = -1;
-    if ((args[3] == Py_None) != (args[4] == Py_None)) {
+    if ((args[4] == Py_None) != (args[5] == Py_None)) {
         PyErr_SetString(PyExc_ValueError, "offset and scale: one is None");
         return -1;
     }
-    if (args[3] != Py_None) {
+    if (args[4] != Py_None) {
         Py_ssize_t grid[3] = {p->groups, p->dimension, -1};
-        if (!(p->offset = hold(buffers, args[3], "offset", 2, 3, grid, 0)) ||
-            !(p->scale = hold(buffers, args[4], "scale", 1, 3, grid, 0)))
+        if (!(p->offset = hold(buffers, args[4], "offset", 2, 3, grid, 0)) ||
+            !(p->scale = hold(buffers, args[5], "scale", 1, 3, grid, 0)))
             return -1;
         p->positions = grid[2];
     }

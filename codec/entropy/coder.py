@@ -320,12 +320,6 @@ class Encoder:
 
     def __init__(self) -> None:
         self._parts: list[tuple[NDArray[np.uint16], NDArray[np.uint16]]] = []
-        self._bits = 0.0
-
-    @property
-    def bits(self) -> float:
-        """Ideal code length of the stages so far, in bits: the sum of 16 - log2(freq)."""
-        return self._bits
 
     def add_stage(
         self,
@@ -335,9 +329,7 @@ class Encoder:
         codes: NDArray[np.int32],
     ) -> None:
         """Adds the next stage; ValueError as in `intervals`."""
-        start, freq = intervals(tables, offset, scale, codes)
-        self._parts.append((start, freq))
-        self._bits += 16.0 * len(freq) - float(np.log2(freq, dtype=np.float64).sum())
+        self._parts.append(intervals(tables, offset, scale, codes))
 
     def finish(self) -> bytes:
         """The bytes of the stages so far."""
