@@ -78,6 +78,10 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"optimizer": "sgd"}))
     with pytest.raises(TrainingError, match="must be adam or soap, got sgd"):
         TrainConfig.from_file(path)
+    for content in (b"3", b"{", b'{"data": "\xff"}'):
+        path.write_bytes(content)
+        with pytest.raises(TrainingError, match="training configuration"):
+            TrainConfig.from_file(path)
     path.write_text(json.dumps({"data": "a.tar", "batch": 7}))
     assert TrainConfig.from_file(path).data == ("a.tar",)
 
@@ -242,7 +246,7 @@ def test_a_release_is_judged_by_pictures_and_training_goes_on_from_it(
         export(checkpoint, tmp_path, "none", pictures=[tmp_path / "release"])
 
 
-def test_checkpoint_errors(tmp_path: Path, config: TrainConfig) -> None:
+def test_checkpoint_errors(tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(TrainingError, match="cannot read checkpoint"):
         Trainer(config).load(tmp_path / "x.pt")
@@ -251,6 +255,17 @@ def test_checkpoint_errors(tmp_path: Path, config: TrainConfig) -> None:
     trainer.save(tmp_path / "other.pt")
     with pytest.raises(TrainingError, match="is not of this version's model"):
         export(tmp_path / "other.pt", tmp_path, "other")
+    monkeypatch.setitem(model_config.PRESETS, "tiny-umgm", TINY_UMGM)
+    with pytest.raises(TrainingError, match=r"other\.pt is not of preset tiny-umgm"):
+        Trainer(config.updated(preset="tiny-umgm")).load(tmp_path / "other.pt")
+
+
+def test_a_log_that_ends_in_half_a_line(config: TrainConfig, tmp_path: Path) -> None:
+    Trainer(config).run()
+    log = Path(config.out) / "log.jsonl"
+    log.write_text(log.read_text()[:-9])
+    path = export(Path(config.out) / "checkpoint.pt", tmp_path, "tiny")
+    assert weights.read_card(path)["metrics"] is not None  # of the validation before
 
 
 def test_plots(config: TrainConfig) -> None:

@@ -80,6 +80,8 @@ class TrainConfig:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> TrainConfig:
         """Unknown keys are a TrainingError, so that a misspelt option is not silently ignored."""
+        if not isinstance(data, dict):
+            raise TrainingError("a training configuration is a JSON object")
         known = {f.name for f in fields(TrainConfig)}
         unknown = sorted(set(data) - known)
         if unknown:
@@ -100,5 +102,5 @@ class TrainConfig:
         """Read a JSON file."""
         try:
             return TrainConfig.from_dict(json.loads(Path(path).read_text()))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise TrainingError(f"cannot read training configuration {path}: {error}") from error

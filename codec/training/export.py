@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,5 +141,7 @@ def _last_validation(checkpoint: Path) -> Any:
         lines = (checkpoint.parent / "log.jsonl").read_text().splitlines()
     except OSError:
         return None
-    rows = [row for row in map(json.loads, lines) if "validation" in row]
-    return rows[-1]["validation"] if rows else None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a full disk leaves half a line
+            return json.loads(line)["validation"]
+    return None

@@ -18,6 +18,7 @@ from torch import distributed as dist
 
 from mcodec import entropy, weights
 from mcodec.errors import TrainingError
+from mcodec.files import atomic, write_bytes
 from mcodec.model import Cascade, preset
 from mcodec.model.cascade import Trained
 from mcodec.model.config import LEVELS
@@ -383,9 +384,8 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "crops": self.crops.generator.get_state(),
         }
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        with atomic(path) as file:
+            torch.save(state, file)
 
     def load(self, path: Path) -> None:
         """Resume from `save`."""
@@ -393,7 +393,10 @@ class Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise TrainingError(f"cannot read checkpoint {path}: {error}") from error
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise TrainingError(f"checkpoint {path} is not of preset {self.config.preset}") from error
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             for group, own in zip(values["param_groups"], optimizer.param_groups, strict=True):
                 group.update({k: own[k] for k in ("lr", "fused", "capturable") if k in own})  # those of this device
@@ -414,7 +417,7 @@ class Trainer:
         folder = Path(self.config.out)
         checkpoint = folder / "checkpoint.pt"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=1))
+        write_bytes(folder / "config.json", json.dumps(self.config.to_dict(), indent=1).encode())
         began = last_saved = time.monotonic()
         before = self.seconds
         with (folder / "log.jsonl").open("a") as log:
