@@ -123,12 +123,33 @@ def test_16_bit_files(name: str, channels: int, tmp_path: Path) -> None:
     assert found.metadata.icc == b"profile" and found.metadata.xmp == b"<x:xmpmeta/>"
 
 
-def test_16_bit_ppm(tmp_path: Path) -> None:
-    array = np.random.default_rng(0).integers(0, 1001, (5, 7, 3)).astype(np.uint16)
-    (tmp_path / "a.ppm").write_bytes(b"P6 7 5 1000\n" + array.astype(">u2").tobytes())
+@pytest.mark.parametrize("plain", [False, True], ids=["binary", "plain"])
+@pytest.mark.parametrize("maximum", [256, 1000, 65535])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_ppm(channels: int, maximum: int, plain: bool, tmp_path: Path) -> None:
+    shape = (5, 7, 3)[: 2 if channels == 1 else 3]
+    array = np.random.default_rng(0).integers(0, maximum, shape, endpoint=True).astype(np.uint16)
+    magic = {(1, False): "P5", (3, False): "P6", (1, True): "P2", (3, True): "P3"}[channels, plain]
+    text = "# a comment\n" + "\n".join(map(str, array.ravel().tolist())) + " # the end"
+    raster = text.encode() if plain else array.astype(">u2").tobytes()
+    (tmp_path / "a.ppm").write_bytes(f"{magic} 7 5 {maximum}\n".encode() + raster)
     found = read_raster(tmp_path / "a.ppm")
-    assert found.kind is Kind.RGB16
-    assert np.abs(np.asarray(found.samples) - array / 1000 * 65535).max() <= 0.5
+    assert found.kind is (Kind.GREY16 if channels == 1 else Kind.RGB16)
+    assert np.abs(np.asarray(found.samples) - array / maximum * 65535).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("1 2 3 4 5", "the file is truncated"),
+        ("1 2 3 4 5 -6", "outside of 0..1000"),
+        ("1 2 3 4 5 1001", "outside of 0..1000"),
+        ("1 2 3 a 5 6", "invalid literal"),
+    ],
+)
+def test_damaged_plain_ppm(text: str, message: str) -> None:
+    with pytest.raises(ImageError, match=f"the picture: .*{message}"):
+        read_raster(f"P3 1 2 1000 {text}\n".encode())
 
 
 def test_without_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

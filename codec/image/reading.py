@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
@@ -137,8 +140,19 @@ def _wide(image: ImageFile) -> Raster:
 
 
 def _ppm(data: bytes, image: ImageFile) -> Samples:
-    arguments: Any = image.tile[0].args
-    maximum = int(arguments[-1])
-    array = np.frombuffer(data, ">u2", image.width * image.height * 3, image.tile[0].offset)
+    """Binary or plain, scaled from the file's maximum to 65535."""
+    tile: Any = image.tile[0]
+    shape, maximum = (image.height, image.width, 3), int(tile.args[-1])
+    count = math.prod(shape)
+    array: NDArray[Any]
+    if tile.codec_name == "ppm_plain":
+        words = re.sub(rb"#[^\r\n]*", b"", data[tile.offset :]).split(maxsplit=count)[:count]
+        if len(words) < count:
+            raise ImageError("the file is truncated")
+        array = np.array(words, np.int64)
+        if array.min() < 0 or array.max() > maximum:
+            raise ImageError(f"a sample is outside of 0..{maximum}")
+    else:
+        array = np.frombuffer(data, ">u2", count, tile.offset)
     scaled = (array.astype(np.uint32) * 65535 + maximum // 2) // maximum
-    return np.minimum(scaled, 65535).astype(np.uint16).reshape(image.height, image.width, 3)
+    return np.minimum(scaled, 65535).astype(np.uint16).reshape(shape)
