@@ -142,6 +142,10 @@ def read_tiles(
 
     count: how many stages to read. partial: as many of them as are whole. checks: as of `read_codes`.
     """
+    # batches are padded to their longest stream: a few bytes of a header must not buy more than a tile can hold
+    symbols = sum(s.groups * (height // s.stride) * (width // s.stride) for s in engine.model.config.stages)
+    if any(len(stream) > entropy.longest(symbols) for stream in streams):
+        raise CorruptStream("a tile has more words than symbols")
     decoder = entropy.batch_decoder(streams, engine.device, truncated=partial)
     kept: list[Tensor] = []
     words: list[Tensor] = []

@@ -48,6 +48,11 @@ class RansStreams:
     states: Tensor
     position: Tensor
 
+    def part(self, streams: slice) -> RansStreams:
+        """Some of the streams; they advance in these tensors."""
+        of_all = self.words, self.limits, self.lanes, self.states, self.position
+        return RansStreams(*(values[streams] for values in of_all))
+
 
 def coded_order(scale: Tensor | None, shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Coding order of a stage `[B, M, P]`: (order int32 `[B, M * P]`, count int64 `[B]`).
@@ -351,6 +356,14 @@ def rans_decode(
         assert offset is not None and scale is not None
         offset, scale = offset.contiguous(), scale.contiguous()
         unit = max(16, max_lanes)  # whole steps; a multiple of 16 is one case for the compiler, others are another
+        together = max(1, ROW_BYTES // (4 * width * unit))
+        if batch > together:  # many small streams: as many at once as have room for a step each
+            for first in range(0, batch, together):
+                some = slice(first, first + together)
+                part = streams.part(some)
+                shape = len(part.lanes), groups, positions
+                codes[some] = rans_decode(tables, offset[some], scale[some], shape, part)
+            return codes
         chunk = max(1, min(ROW_BYTES // (4 * width * batch * unit), -(-order.shape[1] // unit))) * unit
         table = torch.empty((batch, chunk, width), dtype=torch.int32, device=order.device)
     scan = max_lanes <= 8 and max_lanes * width <= SCANNED

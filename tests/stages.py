@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcodec.entropy import PriorTables, frequency_rows, rans
+from mcodec.entropy import Encoder, PriorTables, frequency_rows, rans
 
 Context = tuple[NDArray[np.int16] | None, NDArray[np.uint8] | None]
 Stage = tuple[PriorTables, Context, NDArray[np.int32]]
@@ -130,3 +130,8 @@ def check_assigned(
         assert (chosen - cost.min(1) <= 1e-4 * (1 + np.abs(chosen)))[coded[group]].all()
         better |= bool((every.min(1) < cost.min(1))[coded[group]].any())
     return better
+
+
+def ideal_bits(encoder: Encoder) -> float:
+    """Sum of -log2 of the frequencies of all symbols that an encoder was given."""
+    return float(sum((16 - np.log2(freq, dtype=np.float64)).sum() for _, freq in encoder._parts))

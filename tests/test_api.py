@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from settings import SETTINGS, setting
+from stages import ideal_bits
 from tiny import TINY, lively
 
 from mcodec import container
+from mcodec import entropy as coding
 from mcodec.api import Codec
 from mcodec.container import Kind
 from mcodec.errors import CorruptStream, FormatError, LimitExceeded, WrongModel
@@ -136,6 +138,15 @@ def test_damaged_files(tiny: Codec, picture: Make) -> None:
     assert {"CorruptStream", "WrongModel"} <= outcomes
 
 
+def test_a_stream_longer_than_its_symbols_is_not_looked_at(
+    tiny: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = container.unpack(tiny.encode(picture(40, 40), 50))
+    monkeypatch.setattr(coding, "batch_decoder", lambda *_, **__: pytest.fail("looked at"))
+    with pytest.raises(CorruptStream, match="more words than symbols"):
+        tiny.decode(container.pack(replace(file, codes=file.codes + bytes(100_000))))
+
+
 def test_other_weights_are_refused(tiny: Codec, picture: Make) -> None:
     other = Codec(lively(TINY, seed=1), b"otherone")
     with pytest.raises(WrongModel, match=f"made by weights {b'otherone'.hex()}"):
@@ -173,17 +184,15 @@ def test_decompression_bombs(tiny: Codec, picture: Make) -> None:
 
 def test_rate_is_what_the_model_says(tiny: Codec, picture: Make) -> None:
     """Stream length against the sum of -log2 of the integer frequencies."""
-    from mcodec import container, entropy
-
     bits: list[float] = []
-    finish = entropy.Encoder.finish
+    finish = coding.Encoder.finish
 
-    def spy(self: entropy.Encoder) -> bytes:
-        bits.append(self.bits)
+    def spy(self: coding.Encoder) -> bytes:
+        bits.append(ideal_bits(self))
         return finish(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entropy.Encoder, "finish", spy)
+        patch.setattr(coding.Encoder, "finish", spy)
         data = tiny.encode(picture(300, 300), 80)
     stream = container.unpack(data).codes
     assert bits[0] / 8 <= len(stream) <= bits[0] / 8 * 1.001 + 1 + 4 * (1 << stream[0])

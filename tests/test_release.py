@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from settings import SETTINGS, setting
+from stages import ideal_bits
 
 import mcodec
 from mcodec import container, entropy, weights
@@ -87,7 +88,7 @@ def real_and_ideal(codec: Codec, picture: NDArray[np.uint8], quality: float) -> 
     finish: Callable[[entropy.Encoder], bytes] = entropy.Encoder.finish
 
     def spy(self: entropy.Encoder) -> bytes:
-        bits.append(sum(float((16 - np.log2(freq, dtype=np.float64)).sum()) for _, freq in self._parts))
+        bits.append(ideal_bits(self))
         return finish(self)
 
     with pytest.MonkeyPatch.context() as patch:

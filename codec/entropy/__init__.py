@@ -12,6 +12,7 @@ from mcodec.entropy.coder import (
     frequency_rows,
     intervals,
     lanes_for,
+    longest,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "frequency_rows",
     "intervals",
     "lanes_for",
+    "longest",
 ]

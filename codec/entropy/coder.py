@@ -274,6 +274,11 @@ def lanes_for(surprise: int) -> int:
     return 1 << max(0, min(MAX_LOG2_LANES, (surprise // SURPRISE_PER_LANE).bit_length() - 1))
 
 
+def longest(symbols: int) -> int:
+    """Bytes of the longest stream of so many symbols: one word for each (docs/ENTROPY.md, "Size")."""
+    return 1 + rans.STATE_BYTES * (1 << MAX_LOG2_LANES) + 2 * symbols
+
+
 def parse(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     """Head and body of a stream: (states `[L]`, the words' bytes). CorruptStream for a head that cannot be."""
     if not data:
