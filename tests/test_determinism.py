@@ -84,6 +84,9 @@ BAD: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], str]] = {
     "rows": ("stages.2.context.quality.rows", lambda t: t[:-1], r"quality table must be int8 \[256, 24\], got int8"),
     "float rows": ("stages.2.context.quality.rows", lambda t: t * 0.5, "quality table must be int8 .* got float32"),
     "coordinates": ("stages.1.codebooks.coordinates", lambda t: t * 0.5, "stage 1: coordinates must be int8"),
+    "a coordinate": (
+        "stages.1.codebooks.coordinates", lambda t: torch.full_like(t, -128), "coordinates must be from -127 to 127"
+    ),
     "codewords": ("stages.3.codebooks.integer_codewords", lambda t: t * 0 + 1024, "stage 3: codewords must be at most"),
 }
 

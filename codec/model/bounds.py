@@ -86,6 +86,8 @@ def check(model: Cascade) -> None:
             continue
         if coordinates.dtype != torch.int8:
             raise ModelError(f"weights: stage {index}: coordinates must be int8, got {coordinates.dtype}")
+        if coordinates.eq(-128).any():  # its magnitude is no int8, which GPUs multiply
+            raise ModelError(f"weights: stage {index}: coordinates must be from -127 to 127")
         _check_rows(index, stage.context)
 
 
