@@ -139,8 +139,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor, shift: int, low: int, hig
     block = 1024 if interpreted() else 64
     launch(
         _pointwise_kernel, (-(-h * w // block), -(-outputs // rows), b), x.contiguous(),
-        weight.to(torch.int8).contiguous(), bias.to(torch.int32), out, channels, outputs, h * w, SHIFT=shift, LOW=low,
-        HIGH=high, OUT=rows, IN=32, BLOCK=block, num_warps=4,
+        weight.to(torch.int8).contiguous(), bias.to(torch.int32).contiguous(), out, channels, outputs, h * w,
+        SHIFT=shift, LOW=low, HIGH=high, OUT=rows, IN=32, BLOCK=block, num_warps=4,
     )
     return out
 
@@ -160,8 +160,8 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, shift: int, low: int, hig
     rows = min(tile_rows(block), triton.next_power_of_2(max(channels, 1)))
     launch(
         _depthwise_kernel, (-(-h * w // block), -(-channels // rows), b), x.contiguous(),
-        weight.to(torch.int8).contiguous(), bias.to(torch.int32), out, channels, h, w, SHIFT=shift, LOW=low, HIGH=high,
-        ROWS=rows, BLOCK=block, num_warps=warps(rows * block),
+        weight.to(torch.int8).contiguous(), bias.to(torch.int32).contiguous(), out, channels, h, w, SHIFT=shift,
+        LOW=low, HIGH=high, ROWS=rows, BLOCK=block, num_warps=warps(rows * block),
     )
     return out
 

@@ -267,7 +267,8 @@ class _MixtureNats(torch.autograd.Function):
 class _NoisyBits(torch.autograd.Function):
     @staticmethod
     def forward(ctx, noisy: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        noisy = noisy if noisy.is_contiguous() else noisy.contiguous(memory_format=torch.channels_last)
+        if not noisy.is_contiguous():
+            noisy = noisy.contiguous(memory_format=torch.channels_last if noisy.dim() == 4 else torch.contiguous_format)
         mean, sigma = (torch.empty_like(noisy).copy_(v) if v.stride() != noisy.stride() else v for v in (mean, sigma))
         ctx.save_for_backward(noisy, mean, sigma)
         bits = torch.empty_like(noisy)

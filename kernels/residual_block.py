@@ -43,7 +43,7 @@ def _row(  # type: ignore[no-untyped-def]
     at = column + SHIFT
     inside = (row >= 0) & (row < H) & (at >= 0) & (at < W)
     mask = inside[:, None] & known[None, :]
-    value = tl.load(source + plane + (row * W + at)[:, None] * C + c[None, :], mask=mask, other=0.0)
+    value = tl.load(source + plane + (row.to(tl.int64) * W + at)[:, None] * C + c[None, :], mask=mask, other=0.0)
     return value.to(tl.float32), mask
 
 
@@ -114,7 +114,7 @@ def _depthwise_kernel(  # type: ignore[no-untyped-def]
         c2 = _affine_row(x, plane, row + 1, column, c, known, f, s, H, W, C, 1, AFFINE)
         value = b + w00 * a0 + w01 * a1 + w02 * a2 + w10 * b0 + w11 * b1 + w12 * b2 + w20 * c0 + w21 * c1 + w22 * c2
         mask = ((row < H) & (column < W))[:, None] & known[None, :]
-        at = plane + (row * W + column)[:, None] * C + c[None, :]
+        at = plane + (row.to(tl.int64) * W + column)[:, None] * C + c[None, :]
         tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
         a0 = b0
         a1 = b1
@@ -176,7 +176,7 @@ def _depthwise_backward_kernel(  # type: ignore[no-untyped-def]
         gb += tl.where(mask, b1, 0.0)
         gf += total * u
         gs += total
-        at = plane + (row * W + column)[:, None] * C + c[None, :]
+        at = plane + (row.to(tl.int64) * W + column)[:, None] * C + c[None, :]
         tl.store(back + at, (total * f[None, :]).to(back.dtype.element_ty), mask=mask)
         a0 = b0
         a1 = b1
@@ -202,7 +202,7 @@ def _depthwise_backward_kernel(  # type: ignore[no-untyped-def]
 @jit
 def _scaled_add_kernel(x, added, factors, out, N, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     item = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     factor = tl.load(factors + item)
     value = tl.load(x + item * N + n, mask=n < N).to(tl.float32)
     value += factor * tl.load(added + item * N + n, mask=n < N).to(tl.float32)
@@ -214,7 +214,7 @@ def _scaled_add_backward_kernel(  # type: ignore[no-untyped-def]
     grad, added, factors, back, sums, N, BLOCK: tl.constexpr,
 ):
     item = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     factor = tl.load(factors + item)
     g = tl.load(grad + item * N + n, mask=n < N, other=0.0).to(tl.float32)
     value = tl.load(added + item * N + n, mask=n < N, other=0.0).to(tl.float32)
@@ -302,7 +302,10 @@ class _ScaledAdd(torch.autograd.Function):
         ctx.save_for_backward(added, factor)
         out = torch.empty_like(x, memory_format=torch.channels_last)
         block, n = 4096, x[0].numel()
-        launch(_scaled_add_kernel, (-(-n // block), len(x)), x, added, factor.float(), out, n, BLOCK=block, num_warps=4)
+        launch(
+            _scaled_add_kernel, (-(-n // block), len(x)), x, added, factor.float().contiguous(), out, n, BLOCK=block,
+            num_warps=4,
+        )
         return out
 
     @staticmethod
@@ -313,8 +316,8 @@ class _ScaledAdd(torch.autograd.Function):
         blocks = -(-n // block)
         sums = torch.empty((len(added), blocks), dtype=torch.float32, device=added.device)
         launch(
-            _scaled_add_backward_kernel, (blocks, len(added)), grad, added, factor.float(), back, sums, n, BLOCK=block,
-            num_warps=4,
+            _scaled_add_backward_kernel, (blocks, len(added)), grad, added, factor.float().contiguous(), back, sums, n,
+            BLOCK=block, num_warps=4,
         )
         return grad, back, sums.sum(1).reshape(factor.shape)
 
