@@ -46,6 +46,13 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _backward_has_a_context() -> None:
+    """torch warns, which is an error here, where a matrix product is the first that a backward pass does on a GPU."""
+    if torch.cuda.is_available():
+        (torch.zeros(1, device="cuda", requires_grad=True) * 2).sum().backward()
+
+
 @pytest.fixture(params=["reference", "interpreter", "gpu"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Every implementation of the kernels, one after the other: the device of its tensors."""

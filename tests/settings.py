@@ -60,5 +60,7 @@ def coded_by(name: str, codec: Codec) -> Iterator[Codec]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MCODEC_ENTROPY", entropy)
         patch.setenv("MCODEC_KERNELS", kernels)
-        yield codec if device == "cpu" else Codec(codec.model, codec.fingerprint, torch.device(device))
-    codec.model.to(codec.device)
+        try:
+            yield codec if device == "cpu" else Codec(codec.model, codec.fingerprint, torch.device(device))
+        finally:  # of a failure, too: others use the model
+            codec.model.to(codec.device)

@@ -34,6 +34,7 @@ def test_killed(tmp_path: Path) -> None:
     for name, counts in found.items():
         assert not any(counts[what] for what in BROKEN), (name, counts)
         assert counts["killed"] + counts["finished before"] >= 3
+    assert sum(counts["killed"] for counts in found.values()) > 0
 
 
 def test_full_disk(picture: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

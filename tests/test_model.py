@@ -176,7 +176,7 @@ def test_kept_integers_follow_the_weights() -> None:
 def test_context_fan_in_is_bounded() -> None:
     for config in PRESETS.values():
         assert config.context_channels <= 512
-        assert config.prior == "static" or max(s.width for s in config.stages) <= 512
+        assert config.prior == "static" or max(2 * s.width for s in config.stages) <= 512
     with pytest.raises(ModelError, match="24-bit"):
         ModelConfig("x", (StageConfig(8, 1, 9),), {8: 8, 4: 48}, {}, {}, context_channels=513)
 

@@ -107,9 +107,11 @@ def test_what_does_not_pay_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("size,tile", [((100, 140), 1024), ((150, 200), 64)], ids=["one tile", "tiles"])
-def test_files(tiny: Codec, picture: Make, size: tuple[int, int], tile: int) -> None:
+def test_files(
+    tiny: Codec, picture: Make, size: tuple[int, int], tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file's picture is nearer with its filter, the same in every part, and decodes without it."""
-    tiny.tile = tile
+    monkeypatch.setattr(tiny, "tile", tile)
     pixels = picture(*size)
     data = tiny.encode(pixels, 80)
     file = container.unpack(data)
