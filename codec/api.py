@@ -31,10 +31,12 @@ def load(model: str | Path | None = None, device: str = "auto", bf16: bool = Fal
     model: a released name, the path of a `.safetensors` file with its card beside it, or None for the default.
     device: "auto", "cpu" or "cuda". bf16: convolutions of the transforms in bfloat16 (faster where the hardware
     has it; changes pixels slightly, never the codes that a file decodes to).
-    Raises ModelError for weights that are missing or damaged, ValueError for an unknown device.
+    Raises ModelError for weights that are missing or damaged, ValueError for a device that is unknown or not there.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is available")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     network, fingerprint = weights.load(weights.find(model))
@@ -273,7 +275,9 @@ class Codec:
         return [end - begin for begin, end in pairwise((0, *ends))]
 
     def _open(self, data: bytes, max_pixels: int | None, partial: bool = False) -> Container:
-        file = container.unpack(data, partial, max_pixels)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ValueError(f"a file must be given as bytes, got {type(data).__name__}; mcodec.read takes paths")
+        file = container.unpack(bytes(data), partial, max_pixels)
         if file.header.fingerprint != self.fingerprint:
             raise WrongModel(
                 f"the file was made by weights {file.header.fingerprint.hex()}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tiny import TINY, lively
 
 from mcodec import container
 from mcodec import entropy as coding
-from mcodec.api import Codec
+from mcodec.api import Codec, load
 from mcodec.container import Kind
 from mcodec.errors import CorruptStream, FormatError, LimitExceeded, WrongModel
 from mcodec.image import Raster, TensorSamples
@@ -116,6 +117,22 @@ def test_codes_are_the_same_in_batches(tiny: Codec, picture: Make, count: int) -
     files = [tiny.encode(picture(50, 60, seed), 50) for seed in range(count)]
     for file, codes in zip(files, tiny.codes_batch(files), strict=True):
         assert same(codes, tiny.codes(file))
+
+
+def test_files_are_bytes(tiny: Codec, picture: Make) -> None:
+    array = picture(20, 30)
+    data = tiny.encode(array)
+    for like in (bytearray(data), memoryview(data)):
+        assert np.array_equal(tiny.decode_array(like), tiny.decode_array(data))
+    for other in ("picture.mci", None, 3):
+        with pytest.raises(ValueError, match="must be given as bytes"):
+            tiny.decode(other)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(model: Path) -> None:
+    with pytest.raises(ValueError, match="no CUDA device"):
+        load(model, "cuda")
 
 
 def test_damaged_files(tiny: Codec, picture: Make) -> None:
