@@ -171,14 +171,14 @@ def _encode_file(
 ) -> dict[str, Any]:
     from mcodec import verification
     from mcodec.image import read_raster, write_bytes
-    from mcodec.rate import Target, encode_to
+    from mcodec.rate import Target, find
 
     raster = read_raster(_read(source) if source == STREAM else source)
     began = time.perf_counter()
     check: Callable[[bytes], None] | None = None
     if wanted:
         ((measure, value),) = wanted.items()
-        data, quality = encode_to(codec, raster, Target(measure, value), metadata, effort)
+        data, quality, effort = find(codec, raster, Target(measure, value), metadata, effort)
     else:
         quality = 50.0 if quality is None else quality
     if verify:  # a target's quality is encoded once more, for its codes

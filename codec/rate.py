@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -46,14 +46,29 @@ class Target:
             raise ValueError(f"a target of {self.measure} must be above 0 and below {limit}, got {self.value}")
 
 
+class Found(NamedTuple):
+    """A file that meets its target; encoding the picture again with this quality and effort gives the same bytes."""
+
+    data: bytes
+    quality: float
+    effort: int
+
+
 def encode_to(
     codec: Codec, image: Picture, target: Target, metadata: str = "all", effort: int = 1
 ) -> tuple[bytes, float]:
-    """(file, quality) within TOLERANCE of a target; TargetError names the nearest where no quality reaches it.
+    """(file, quality) of what `find` finds."""
+    data, quality, _ = find(codec, image, target, metadata, effort)
+    return data, quality
+
+
+def find(codec: Codec, image: Picture, target: Target, metadata: str = "all", effort: int = 1) -> Found:
+    """The file within TOLERANCE of a target; TargetError names the nearest where no quality reaches it.
 
     Size and fidelity rise with the quality, by and large: the search is for a crossing, by interpolation and halving in
     turns, and takes some 6 to 8 encodings, of effort 1. A higher effort is spent on the quality that was found, and on
-    others only where it moves the file away from the target.
+    others only where it moves the file away from the target. Where it reaches the target with none of them, the file is
+    that of effort 1.
     """
     raster = to_raster(image)
     files: dict[int, bytes] = {}
@@ -71,7 +86,7 @@ def encode_to(
         )
     if effort > 1 and (found := _dearer(codec, raster, target, metadata, effort, values, level)):
         return found
-    return files[level], quality_of(level)
+    return Found(files[level], quality_of(level), 1)
 
 
 def _dearer(
@@ -82,14 +97,16 @@ def _dearer(
     effort: int,
     values: dict[int, float],
     level: int,
-) -> tuple[bytes, float] | None:
-    """(file, quality) of a higher effort, from the level and the values of effort 1; None where none reaches it."""
+) -> Found | None:
+    """The file of a higher effort, from the level and the values of effort 1; None where none reaches the target."""
     levels, rising = sorted(values), sorted(values, key=values.__getitem__)
-    for _ in range(TURNS):
+    tried: set[int] = set()
+    while level not in tried and len(tried) < TURNS:
+        tried.add(level)
         data = codec.encode(raster, quality_of(level), metadata, effort)
         value = measure(codec, raster, data, target.measure)
         if abs(value - target.value) <= TOLERANCE * target.value:
-            return data, quality_of(level)
+            return Found(data, quality_of(level), effort)
         # the effort moves neighbouring levels by about the same factor
         before = float(np.interp(level, levels, [values[at] for at in levels]))
         aim = before * target.value / value

@@ -19,7 +19,7 @@ from mcodec.api import Codec
 from mcodec.image import to_raster
 from mcodec.model import Cascade, level_of
 from mcodec.model.search import STEPS, Search, steps_of
-from mcodec.rate import MEASURES, TOLERANCE, Target, encode_to, measure
+from mcodec.rate import MEASURES, TOLERANCE, Found, Target, encode_to, find, measure
 
 Make = Callable[..., NDArray[np.uint8]]
 
@@ -146,10 +146,27 @@ def test_targets_fall_back(plain: Codec, picture: Make, monkeypatch: pytest.Monk
     monkeypatch.setattr(plain, "encode", larger)
     monkeypatch.setattr(rate, "measure", lambda codec, original, data, name: float(len(data)))
     target = Target("bytes", float(len(encode(raster, 60))))
-    data, quality = encode_to(plain, raster, target, effort=7)
-    assert data == encode(raster, quality)
+    data, quality, effort = find(plain, raster, target, effort=7)
+    assert data == encode(raster, quality) and effort == 1
     searched = [quality for quality, effort in asked if effort == 7]
-    assert len(searched) == rate.TURNS and searched[0] == quality and searched[1] < quality
+    assert 1 < len(searched) <= rate.TURNS and searched[0] == quality
+    assert searched == sorted(set(searched), reverse=True)
+
+
+def test_no_quality_is_searched_twice(plain: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the highest quality there is none beside it that would make up for a smaller file."""
+    raster = to_raster(picture(60, 60))
+    encode, asked = plain.encode, []
+
+    def smaller(image: object, quality: float, metadata: str = "all", effort: int = 1) -> bytes:
+        asked.append((quality, effort))
+        data = encode(raster, quality, metadata)
+        return data[: len(data) // 2] if effort > 1 else data
+
+    monkeypatch.setattr(plain, "encode", smaller)
+    target = Target("bytes", float(len(encode(raster, 100))))
+    assert find(plain, raster, target, effort=9) == Found(encode(raster, 100), 100, 1)
+    assert [quality for quality, effort in asked if effort == 9] == [100]
 
 
 def test_pillow_takes_an_effort(picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny import TINY, lively
 
-from mcodec import container, files, verification, weights
+from mcodec import container, files, rate, verification, weights
 from mcodec.api import Codec
 from mcodec.cli import main as entry
 from mcodec.container import TAG_ALPHA, TAG_ICC
@@ -136,6 +136,20 @@ def test_whole_files(source: Path, model: Path, capsys: pytest.CaptureFixture[st
     assert encode(model, source, checked, "--verify", "--force", "--strip") == 0
     assert capsys.readouterr().out.endswith(", verified\n")
     assert encode(model, "--help") == 0 and "--verify" in capsys.readouterr().out
+
+
+def test_a_target_that_no_higher_effort_reaches(
+    source: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is verified is the file of effort 1 that meets it, not one of the effort that was asked for."""
+    monkeypatch.setattr(rate, "_dearer", lambda *_: None)
+    codec, target = Codec(*weights.load(model)), source.with_suffix(".mci")
+    data, dearer = (codec.encode(Image.open(source), 40, effort=effort) for effort in (1, 4))
+    assert data != dearer
+    assert encode(model, source, "--verify", "--effort", "4", "--target-bytes", str(len(data))) == 0
+    assert abs(target.stat().st_size - len(data)) <= rate.TOLERANCE * len(data)
+    found = rate.find(codec, Image.open(source), rate.Target("bytes", len(data)), effort=4)
+    assert target.read_bytes() == found.data
 
 
 def test_folders(source: Path, model: Path, damage: list[Damage], capsys: pytest.CaptureFixture[str]) -> None:
