@@ -149,7 +149,7 @@ def _even(value: float, measure: str) -> float:
     """The measure on a scale on which it is about linear in the level."""
     if measure in ("bytes", "bpp"):
         return math.log(value)
-    return -math.log(1 - value) if measure == "ms-ssim" else value
+    return -math.log(max(1 - value, 1e-9)) if measure == "ms-ssim" else value
 
 
 def measure(codec: Codec, original: Raster, data: bytes, name: str) -> float:

@@ -19,7 +19,7 @@ from mcodec.api import Codec
 from mcodec.image import to_raster
 from mcodec.model import Cascade, level_of
 from mcodec.model.search import STEPS, Search, steps_of
-from mcodec.rate import MEASURES, TOLERANCE, Found, Target, encode_to, find, measure
+from mcodec.rate import MEASURES, TOLERANCE, Found, Target, encode_to, find, measure, search
 
 Make = Callable[..., NDArray[np.uint8]]
 
@@ -167,6 +167,11 @@ def test_no_quality_is_searched_twice(plain: Codec, picture: Make, monkeypatch: 
     target = Target("bytes", float(len(encode(raster, 100))))
     assert find(plain, raster, target, effort=9) == Found(encode(raster, 100), 100, 1)
     assert [quality for quality, effort in asked if effort == 9] == [100]
+
+
+def test_search_reaches_a_perfect_similarity() -> None:
+    values = search(lambda level: min(1.0, 0.9 + level / 1000), Target("ms-ssim", 0.95))
+    assert values[50] == pytest.approx(0.95) and 1.0 in values.values()
 
 
 def test_pillow_takes_an_effort(picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
