@@ -152,6 +152,54 @@ def test_damaged_plain_ppm(text: str, message: str) -> None:
         read_raster(f"P3 1 2 1000 {text}\n".encode())
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("extra", ["none", "unspecified", "assocalpha", "unassalpha"])
+def test_16_bit_tiff_with_a_fourth_channel(extra: str, compression: str | None, planar: str) -> None:
+    """It is alpha where the file says so, and colours multiplied with it are divided."""
+    tifffile = pytest.importorskip("tifffile")
+    rng = np.random.default_rng(0)
+    alpha = rng.integers(1, 65536, (12, 20, 1))
+    alpha[0] = 0
+    colours = rng.integers(0, 65536, (12, 20, 3))
+    stored = (colours * alpha + 32767) // 65535 if extra == "assocalpha" else colours
+    array = np.dstack([stored, alpha])[..., : 3 if extra == "none" else 4].astype(np.uint16)
+    buffer = io.BytesIO()
+    pages = array if planar == "contig" else array.transpose(2, 0, 1)
+    extrasamples = None if extra == "none" else [extra]
+    tifffile.imwrite(
+        buffer, pages, photometric="rgb", planarconfig=planar, extrasamples=extrasamples, compression=compression
+    )
+    raster = read_raster(buffer.getvalue())
+    assert raster.kind is Kind.RGB16
+    assert (raster.alpha is not None) == extra.endswith("alpha")
+    if raster.alpha is not None:
+        assert np.array_equal(raster.alpha, array[..., 3])
+    samples = np.asarray(raster.samples).astype(int)
+    if extra == "assocalpha":
+        samples = (samples * alpha + 32767) // 65535
+    assert np.array_equal(samples, stored)
+
+
+def test_16_bit_cmyk() -> None:
+    """As of 8 bits: RGB, which is said."""
+    tifffile = pytest.importorskip("tifffile")
+    array = np.random.default_rng(0).integers(0, 256, (12, 20, 4)).astype(np.uint8)
+    found = {}
+    for bits, planar, compression in ((8, "contig", None), (16, "contig", None), (16, "separate", "zlib")):
+        buffer = io.BytesIO()
+        inks = array if bits == 8 else array.astype(np.uint16) * 257
+        inks = inks if planar == "contig" else inks.transpose(2, 0, 1)
+        tifffile.imwrite(buffer, inks, photometric="separated", planarconfig=planar, compression=compression)
+        raster = read_raster(buffer.getvalue())
+        assert raster.kind is Kind.RGB8 and raster.alpha is None and raster.notes == ("CMYK becomes RGB",)
+        found[bits, planar] = np.asarray(raster.samples)
+    assert all(np.array_equal(samples, found[8, "contig"]) for samples in found.values())
+    tifffile.imwrite(buffer := io.BytesIO(), inks, photometric="separated", planarconfig="separate")
+    with pytest.raises(ImageError, match="CMYK of 16 bits in planes cannot be read"):
+        read_raster(buffer.getvalue())
+
+
 def test_without_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """16 bits are never cut to 8 in silence."""
     imagecodecs = pytest.importorskip("imagecodecs")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from mcodec.container import Kind
 from mcodec.errors import ImageError
@@ -94,11 +95,12 @@ def _is_wide(image: ImageFile) -> bool:
     if image.format == "PPM":
         arguments = image.tile[0].args if image.tile else ()
         return isinstance(arguments, tuple) and isinstance(arguments[-1], int) and arguments[-1] > 255
-    if image.format in ("PNG", "TIFF") and image.tile:
-        if ";16" in str(image.tile[0].args):
-            return True
-        bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample: planes of a TIFF are read one by one
-        return bits is not None and max(bits) == 16
+    if image.format == "PNG":
+        return bool(image.tile) and ";16" in str(image.tile[0].args)
+    if image.format == "TIFF" and max(cast(Any, image).tag_v2.get(BITSPERSAMPLE, (1,))) == 16:
+        if image.tile and image.tile[0].args[0] == "C":  # Pillow takes such planes for planes of 8 bits
+            raise ImageError("CMYK of 16 bits in planes cannot be read")
+        return image.mode != "CMYK"  # which becomes 8-bit RGB
     return False
 
 
@@ -133,10 +135,22 @@ def _wide(image: ImageFile) -> Raster:
                 samples = page.asarray()
                 if page.planarconfig == 2 and samples.ndim == 3:  # one plane after another
                     samples = samples.transpose(1, 2, 0)
+                if image.mode == "RGB":
+                    samples = samples[..., :3]  # what comes after is not alpha
+                elif tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples:
+                    samples = _divided(samples)
     except ImportError as error:
         raise ImageError(WIDE) from error
     raster = to_raster(turned(samples, meta.orientation(image)))
     return replace(raster, metadata=meta.of_image(image).upright())
+
+
+def _divided(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """`[H, W, 4]` whose colours are multiplied with alpha, without that; where alpha is 0 they stay."""
+    colours, alpha = samples[..., :3].astype(np.uint32), samples[..., 3:]
+    divisor = np.where(alpha == 0, 65535, alpha)
+    straight = np.minimum((colours * 65535 + divisor // 2) // divisor, 65535)
+    return np.dstack([straight.astype(np.uint16), alpha])
 
 
 def _ppm(data: bytes, image: ImageFile) -> Samples:
