@@ -2,8 +2,9 @@
 
 Wall-clock seconds of pixels in memory to bytes in memory and back, without loading and without the disk; one warm-up,
 then the 20th, 50th and 80th percentile of the repetitions. The parts of mcodec are its transforms (with everything
-that is not named), its context network and its coder (choice of codewords included), as shares of one more run in
-which each part is timed apart. The peer's weights are random: its time hardly depends on them, its rate does.
+that is not named), its context network and its coder (choice of codewords included), as shares of one more run, with
+one thread for tiles, in which each part is timed apart. The peer's weights are random: its time hardly depends on
+them, its rate does.
 """
 
 from __future__ import annotations
@@ -107,10 +108,11 @@ PARTS = ("analysis", "stages", "synthesis", "context", "choice", "coder")
 
 
 def seconds_of_parts(codec: Codec, run: Callable[[], object]) -> dict[str, float]:
-    """Seconds of PARTS in one run, of the whole, and of what is "other".
+    """Seconds of PARTS in one run of a codec, of the whole, and of what is "other".
 
-    A GPU is waited for before and after each part: where the host is the slower of the two, parts take longer than
-    they do in a run that is not looked at.
+    The tiles of a large picture are worked on by one thread: times of parts in several would add up to more than the
+    whole. A GPU is waited for before and after each part: where the host is the slower of the two, parts take longer
+    than they do in a run that is not looked at.
     """
     from mcodec.entropy import batch
     from mcodec.model.cascade import Stage
@@ -126,13 +128,17 @@ def seconds_of_parts(codec: Codec, run: Callable[[], object]) -> dict[str, float
     # sealed before, this one only fetches
     targets += [(batch.ArrayEncoder, "finish", "coder"), (batch.TensorEncoder, "fetch", "coder")]
     total: dict[str, float] = {}
-    device = codec.device.type
+    device, workers = codec.device.type, codec.tile_workers
     _synchronize(device)
-    with _timed(targets, total, device):
-        began = time.perf_counter()
-        run()
-        _synchronize(device)
-        whole = time.perf_counter() - began
+    codec.tile_workers = 1
+    try:
+        with _timed(targets, total, device):
+            began = time.perf_counter()
+            run()
+            _synchronize(device)
+            whole = time.perf_counter() - began
+    finally:
+        codec.tile_workers = workers
     parts = {name: total.get(name, 0.0) for name in PARTS}
     return {**parts, "other": whole - sum(parts.values()), "whole": whole}
 

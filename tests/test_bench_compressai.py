@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import TINY, lively
 
 from mcodec.api import Codec
 from mcodec.bench import codecs, learned, metrics
-from mcodec.bench.speed import of_mcodec, sized
+from mcodec.bench.speed import of_mcodec, seconds_of_parts, sized
 from mcodec.errors import BenchError
 
 
@@ -52,6 +53,24 @@ def test_speed_of_mcodec(tiny: Codec) -> None:
     assert large.shape == (120, 100, 3)
     np.testing.assert_array_equal(large[:48, 64:], pixels[:, :-37:-1])
     np.testing.assert_array_equal(sized(pixels, 10, 20), pixels[:20, :10])
+
+
+def test_parts_of_several_tiles() -> None:
+    """One thread works on them, so that no time counts twice; afterwards as many as before."""
+    codec, pixels = Codec(lively(TINY), b"tinytiny"), np.zeros((64, 200, 3), np.uint8)
+    codec.tile, codec.tile_workers = 64, 2
+    seen: list[int] = []
+
+    def run() -> None:
+        seen.append(codec.tile_workers)
+        codec.encode(pixels)
+
+    seconds = seconds_of_parts(codec, run)
+    assert seen == [1] and codec.tile_workers == 2
+    assert seconds["other"] >= 0
+    with pytest.raises(ZeroDivisionError):
+        seconds_of_parts(codec, lambda: 1 // 0)
+    assert codec.tile_workers == 2
 
 
 # ---- with CompressAI ----

@@ -17,9 +17,7 @@ from mcodec.bench import gpu, speed
 @pytest.fixture
 def codecs() -> tuple[Codec, Codec]:
     """One to measure, with its transforms in bfloat16, and the reference."""
-    codec = Codec(lively(TINY), b"tinytiny", bf16=True)
-    codec.tile_workers = 1  # times of parts in several threads would add up to more than the whole
-    return codec, Codec(lively(TINY), b"tinytiny")
+    return Codec(lively(TINY), b"tinytiny", bf16=True), Codec(lively(TINY), b"tinytiny")
 
 
 def test_rows(codecs: tuple[Codec, Codec], tmp_path: Path) -> None:
