@@ -322,6 +322,29 @@ def test_alpha(depth: type) -> None:
                 alpha.unpack(bad, plane.shape[1], plane.shape[0])
 
 
+@pytest.mark.parametrize("kind, name", [(Kind.RGB16, "a.png"), (Kind.RGB16, "a.tif"), (Kind.GREY16, "a.png")])
+def test_8_bit_alpha_beside_16_bits(kind: Kind, name: str, tmp_path: Path) -> None:
+    """In one array it has their scale; apart it stays as it is."""
+    pytest.importorskip("imagecodecs")
+    shape = (70, 5) if kind.grey else (70, 5, 3)
+    plane = np.tile(np.array([0, 1, 128, 254, 255], np.uint8), (70, 1))
+    raster = Raster(np.full(shape, 1000, np.uint16), kind, plane)
+    array = raster.array()
+    assert array.dtype == np.uint16 and np.array_equal(array[..., -1], plane.astype(int) * 257)
+    assert np.array_equal(np.concatenate(list(raster.bands(32))), array)
+    assert np.array_equal(np.asarray(raster.image().getchannel("A")), plane)
+    write_image(raster, tmp_path / name)
+    assert np.array_equal(read_raster(tmp_path / name).array(), array)
+
+
+def test_16_bit_alpha_beside_8_bits_is_refused(tmp_path: Path) -> None:
+    raster = Raster(np.zeros((3, 4, 3), np.uint8), Kind.RGB8, np.zeros((3, 4), np.uint16))
+    with pytest.raises(ValueError, match="alpha of 16 bits needs samples of 16 bits"):
+        to_raster(raster)
+    with pytest.raises(ImageError, match="alpha of 16 bits"):
+        write_image(raster, tmp_path / "a.png")
+
+
 AVIF = pytest.param(
     "a.avif",
     marks=pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="this Pillow writes no AVIF"),

@@ -66,14 +66,12 @@ class Raster:
         width, height = self.size
         for top in range(0, height, rows):
             band = self.crop(0, top, width, min(top + rows, height))
-            yield band if self.alpha is None else cast(Samples, np.dstack([band, self.alpha[top : top + rows]]))
+            yield band if self.alpha is None else _joined(band, self.alpha[top : top + rows])
 
     def array(self) -> Samples:
         """All of it: `[H, W]`, or `[H, W, C]` with C = 2 (grey, alpha), 3 or 4."""
         samples = cast(Samples, np.asarray(self.samples))
-        if self.alpha is None:
-            return samples
-        return cast(Samples, np.dstack([samples, self.alpha]))
+        return samples if self.alpha is None else _joined(samples, self.alpha)
 
     def image(self) -> Image.Image:
         """As a PIL image, metadata in its `info`. Pillow has 16 bits for grey alone: others keep their upper 8."""
@@ -102,6 +100,13 @@ def eight_bits(samples: Samples) -> NDArray[np.uint8]:
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def _joined(samples: Samples, alpha: Plane) -> Samples:
+    """Both in one array `[H, W, C]`; 8 bits beside 16 are widened, so that opaque stays opaque."""
+    if samples.dtype != alpha.dtype:
+        samples, alpha = (a if a.dtype == np.uint16 else a.astype(np.uint16) * 257 for a in (samples, alpha))
+    return cast(Samples, np.dstack([samples, alpha]))
+
+
 def turned(samples: Samples, orientation: int) -> Samples:
     """An array `[H, W, ...]` that an EXIF orientation describes, upright."""
     if orientation >= 5:
@@ -114,12 +119,14 @@ def turned(samples: Samples, orientation: int) -> Samples:
 
 
 def to_raster(picture: Picture) -> Raster:
-    """Any picture; ValueError names a shape or type that is none. May share memory with it.
+    """Any picture; ValueError names a shape or type that is none, or a depth of alpha. May share memory with it.
 
     PIL images are turned upright by their EXIF orientation. Palettes become RGB or grey; CMYK, YCbCr, HSV and LAB
     become RGB (CMYK by its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped.
     """
     if isinstance(picture, Raster):
+        if picture.alpha is not None and picture.alpha.dtype == np.uint16 and picture.kind.bits != 16:
+            raise ValueError("alpha of 16 bits needs samples of 16 bits")
         return picture
     if isinstance(picture, Image.Image):
         return _from_image(picture)
