@@ -321,7 +321,7 @@ def _run(
     try:
         report = work(source, target)
     except FormatError as error:
-        raise CodecError(many.named(error, "standard input" if source == STREAM else source)) from error
+        raise CodecError(many.named(str(error), "standard input" if source == STREAM else source)) from error
     text = report.pop("text")
     many.tell(source, report)
     if as_json:

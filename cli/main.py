@@ -16,10 +16,10 @@ import click
 
 from mcodec.cli.bench import bench
 from mcodec.cli.coding import decode, encode
+from mcodec.cli.options import reason
 from mcodec.cli.show import info, models, version
 from mcodec.cli.train import experiment, export, train
 from mcodec.cli.verify import verify
-from mcodec.errors import CodecError
 
 EPILOG = """\b
 Examples:
@@ -77,12 +77,6 @@ def _warn(
     click.echo("mcodec: warning: " + " ".join(str(message).split()), err=True)
 
 
-def _reason(error: OSError) -> str:
-    if error.filename is None or error.strerror is None:
-        return str(error)
-    return f"{error.filename}: {error.strerror}"
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: ``sys.argv``) and return its exit status."""
     try:
@@ -93,16 +87,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
-    except CodecError as error:
-        return _fail(str(error), 1)
-    except OSError as error:
-        return _fail(_reason(error), 1)
-    except MemoryError:
-        return _fail("not enough memory for this picture", 1)
-    except RuntimeError as error:  # torch has no common class for it: CPU and CUDA differ
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            return _fail("not enough memory for this picture", 1)
-        raise
+    except Exception as error:
+        if (text := reason(error)) is None:
+            raise
+        return _fail(text, 1)
     return status if isinstance(status, int) else 0
 
 

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from mcodec.cli.options import reason
 from mcodec.errors import CodecError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,9 +110,9 @@ def tell(source: Path, report: dict[str, Any]) -> None:
         click.echo(f"mcodec: note: {source}: {note}", err=True)
 
 
-def named(error: CodecError, source: Path | str) -> str:
-    """What failed, with the file that it failed on."""
-    return str(error) if str(source) in str(error) else f"{source}: {error}"
+def named(text: str, source: Path | str) -> str:
+    """Why it failed, with the file that it failed on."""
+    return text if str(source) in text else f"{source}: {text}"
 
 
 def line(source: Path, target: Path | None, status: str, report: dict[str, Any]) -> str:
@@ -152,12 +153,10 @@ def _guarded(work: Callable[[Path, Path], dict[str, Any]], source: Path, target:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return work(source, target)
-    except CodecError as error:
-        return named(error, source)
-    except OSError as error:
-        return f"{error.filename or source}: {error.strerror or error}"
-    except MemoryError:
-        return f"{source}: not enough memory for this picture"
+    except Exception as error:
+        if (text := reason(error)) is None:
+            raise
+        return named(text, source)
 
 
 def _is_pattern(path: Path) -> bool:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: What torch says where there is too little memory: it has no class for it that CPU and CUDA share.
+NO_MEMORY = ("out of memory", "can't allocate memory")
+
 FILE = click.Path(path_type=Path)  # existence is checked on reading, with the file named in one line
 
 
@@ -61,6 +64,18 @@ def output_path(source: Path, target: Path | None, suffix: str, force: bool) -> 
     if not target.parent.is_dir():
         raise CodecError(f"no such folder: {target.parent}")
     return target
+
+
+def reason(error: Exception) -> str | None:
+    """Why a command, or its work on one file, failed; None for an error that is the program's own."""
+    if isinstance(error, CodecError):
+        return str(error)
+    if isinstance(error, OSError):
+        text = error.strerror or str(error)
+        return f"{error.filename}: {text}" if error.filename else text
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in NO_MEMORY)):
+        return "not enough memory for this picture"
+    return None
 
 
 def check_device(device: str) -> None:

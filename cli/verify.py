@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcodec.cli.options import FILE, check_device, device_option, load_codec, max_pixels_option, model_option
-from mcodec.errors import CodecError
+from mcodec.cli.options import FILE, check_device, device_option, load_codec, max_pixels_option, model_option, reason
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
@@ -45,9 +44,11 @@ def verify(paths: tuple[Path, ...], deep: bool, max_pixels: int, model: str | No
     for path in paths:
         try:
             report = "ok, " + _check(path, deep, max_pixels, codec)
-        except (CodecError, OSError) as error:
+        except Exception as error:
+            if (text := reason(error)) is None:
+                raise
             failed = True
-            report = "FAILED, " + " ".join(str(getattr(error, "strerror", None) or error).split())
+            report = "FAILED, " + " ".join(text.removeprefix(f"{path}: ").split())
         click.echo(f"{path}: {report}")
     if failed:
         click.get_current_context().exit(1)

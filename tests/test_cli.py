@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from PIL import Image
 
 from mcodec import container
 from mcodec.cli import main as entry
+from mcodec.cli.options import reason
+from mcodec.image import Raster
 
 COMMANDS = ("encode", "decode", "info", "verify", "models", "train", "export", "experiment", "bench")
 
@@ -231,6 +234,41 @@ def test_limit_of_pixels(coded: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "--max-pixels" in fails(capsys, "decode", coded, target, "--max-pixels", pixels - 1)
     assert run(capsys, "decode", coded, target, "--max-pixels", pixels)[0] == 0
     assert run(capsys, "verify", "--deep", coded, "--max-pixels", pixels)[0] == 0
+
+
+TOO_LARGE = (
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+)
+
+
+@pytest.mark.parametrize("error", TOO_LARGE, ids=["python", "cpu", "cuda"])
+def test_one_picture_too_large(
+    error: Exception, picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails in one line, and the rest of the files goes on."""
+    from mcodec.api import Codec
+
+    encode = Codec.encode
+
+    def limited(self: Codec, image: Raster, *arguments: Any) -> bytes:
+        if image.size[0] > 100:
+            raise error
+        return encode(self, image, *arguments)
+
+    monkeypatch.setattr(Codec, "encode", limited)
+    large, out = picture.with_name("a.png"), picture.with_name("out")
+    Image.new("RGB", (101, 8)).save(large)
+    assert fails(capsys, "encode", large) == "not enough memory for this picture\n"
+    status, text, err = run(capsys, "encode", picture.parent, out)
+    assert (status, text) == (1, "1 done, 0 skipped, 1 failed\n")
+    assert err == f"mcodec: error: {large}: not enough memory for this picture\n"
+
+
+def test_what_is_no_reason() -> None:
+    """An error of the program's own is not made to look like the user's."""
+    assert reason(RuntimeError("size mismatch")) is None and reason(ValueError("out of memory")) is None
 
 
 @pytest.mark.parametrize("command", ["encode", "decode"])

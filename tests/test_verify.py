@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mcodec import weights
 from mcodec.api import Codec
@@ -62,6 +63,24 @@ def test_every_bad_file_has_its_line(coded: Path, model: Path, capsys: pytest.Ca
     assert lines[3] == f"{coded.parent}: FAILED, Is a directory"
     assert lines[4] == f"{picture}: FAILED, not a .mci file: the magic bytes are missing"
     assert lines[5].startswith(f"{coded}: ok, ")
+
+
+def test_a_file_too_large(
+    coded: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its line like any other, and the rest goes on."""
+    other, codes = Path(shutil.copy(coded, coded.with_name("b.mci"))), Codec.codes
+    errors = [RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+
+    def limited(self: Codec, data: bytes, max_pixels: int) -> list[torch.Tensor]:
+        if errors:
+            raise errors.pop()
+        return codes(self, data, max_pixels)
+
+    monkeypatch.setattr(Codec, "codes", limited)
+    status, lines = verify(capsys, coded, other, "--model", model)
+    assert status == 1 and lines[0] == f"{coded}: FAILED, not enough memory for this picture"
+    assert lines[1].startswith(f"{other}: ok, ")
 
 
 def test_weights_are_found_by_the_file(
