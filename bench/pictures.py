@@ -44,7 +44,7 @@ class Picture:
 
 def rgb(image: Image.Image) -> NDArray[np.uint8]:
     """uint8 `[H, W, 3]`, upright; ImageError where it cannot be."""
-    return np.asarray(to_raster(image).image().convert("RGB"))
+    return to_raster(image).rgb8()
 
 
 def _look(path: Path) -> Picture:

@@ -17,6 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from mcodec.api import Codec
 from mcodec.bench.metrics import psnr
+from mcodec.bench.pictures import look
 from mcodec.cli import main as entry
 from mcodec.container import describe
 from mcodec.image import read_raster
@@ -195,6 +196,16 @@ def test_kinds_of_files(
 
 def test_there_are_enough_kinds() -> None:
     assert len({str(case) for case in CASES}) == len(CASES) >= 40
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name == "a.png" and not c.metadata], ids=str)
+def test_pixels_that_are_measured(case: Case, colours: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Of any depth and kind they are those that are coded, as 8-bit RGB."""
+    _source(case, colours, tmp_path / case.name)
+    (picture,) = look(tmp_path)
+    wanted = np.asarray(read_raster(tmp_path / case.name).samples).astype(int)
+    wanted = wanted // 257 if wanted.max() > 255 else wanted
+    assert np.array_equal(picture.pixels(), np.broadcast_to(wanted.reshape(HEIGHT, WIDTH, -1), (HEIGHT, WIDTH, 3)))
 
 
 def test_strip(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

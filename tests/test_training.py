@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import io
 import json
 import math
@@ -64,10 +65,42 @@ def test_data_errors(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="cannot read training data"):
         load_pictures([tmp_path / "absent.tar"])
     (tmp_path / "bad.png").write_text("text")
-    with pytest.raises(TrainingError, match=r"cannot read bad\.png"):
+    with pytest.raises(TrainingError, match=r"bad\.png: cannot read the picture: unknown format"):
         load_pictures([tmp_path])
     with pytest.raises(TrainingError, match="at least 512x512"):
         Crops([torch.zeros(3, 96, 96, dtype=torch.uint8)], 512, 1, 0, torch.device("cpu"))
+
+
+def test_pictures_are_read_as_the_encoder_reads_them(tmp_path: Path) -> None:
+    """16 bits rounded rather than clipped at 255, turned upright, grey in all channels."""
+    levels = np.arange(6 * 4).reshape(6, 4) * 10
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray((levels * 257 + 100).astype(np.uint16)).save(tmp_path / "a.png", exif=exif)
+    (picture,) = load_pictures([tmp_path])
+    assert torch.equal(picture, torch.from_numpy(np.rot90(levels, -1).astype(np.uint8)).expand(3, -1, -1))
+
+
+def test_broken_pictures_are_training_errors(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whatever type Pillow and tarfile raise."""
+    path, buffer = tmp_path / "a.png", io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG", compress_level=0)
+    data = buffer.getvalue()
+    chunk = data.rindex(b"IDAT")
+    for broken in (data[:chunk] + bytes(4) + data[chunk + 4 :], data[: len(data) // 2], data[:20], b""):
+        path.write_bytes(broken)
+        with pytest.raises(TrainingError, match=r"a\.png: cannot read the picture"):
+            load_pictures([path])
+    path.write_bytes(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow itself refuses above twice that
+    with pytest.raises(TrainingError, match=r"a\.png: .*too many pixels"):
+        load_pictures([path])
+    monkeypatch.undo()
+    packed = gzip.compress(shard.read_bytes())
+    shard.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(TrainingError, match="cannot read training data"):
+        load_pictures([shard])
 
 
 def test_unknown_options_are_refused(tmp_path: Path) -> None:

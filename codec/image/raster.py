@@ -73,6 +73,11 @@ class Raster:
         samples = cast(Samples, np.asarray(self.samples))
         return samples if self.alpha is None else _joined(samples, self.alpha)
 
+    def rgb8(self) -> NDArray[np.uint8]:
+        """uint8 `[H, W, 3]` of any kind, without alpha: grey is the same in all channels, 16 bits are rounded to 8."""
+        samples = eight_bits(cast(Samples, np.asarray(self.samples)))
+        return samples if samples.ndim == 3 else np.dstack([samples] * 3)
+
     def image(self) -> Image.Image:
         """As a PIL image, metadata in its `info`. Pillow has 16 bits for grey alone: others keep their upper 8."""
         image = self._image()

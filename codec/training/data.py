@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mcodec.errors import TrainingError
+from mcodec.errors import ImageError, TrainingError
+from mcodec.image import read_raster
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
@@ -36,7 +34,7 @@ def _streams(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def load_pictures(sources: Iterable[str | Path], limit: int | None = None) -> list[Tensor]:
-    """Pictures as uint8 `[3, H, W]`, in a fixed order. TrainingError where a source has none or is unreadable."""
+    """Pictures as uint8 `[3, H, W]`, upright, in a fixed order; TrainingError where a source has none or a broken one."""
     pictures: list[Tensor] = []
     for source in sources:
         before = len(pictures)
@@ -45,11 +43,11 @@ def load_pictures(sources: Iterable[str | Path], limit: int | None = None) -> li
                 if limit is not None and len(pictures) >= limit:
                     return pictures
                 try:
-                    array = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-                except OSError as error:
-                    raise TrainingError(f"{source}: cannot read {name}: {error}") from error
+                    array = read_raster(content).rgb8()
+                except ImageError as error:
+                    raise TrainingError(f"{source}: {name}: {error}") from error
                 pictures.append(torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous())
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, EOFError, tarfile.TarError) as error:
             raise TrainingError(f"cannot read training data {source}: {error}") from error
         if len(pictures) == before and (limit is None or before < limit):
             raise TrainingError(f"no pictures in {source}")
