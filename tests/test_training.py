@@ -103,6 +103,16 @@ def test_broken_pictures_are_training_errors(shard: Path, tmp_path: Path, monkey
         load_pictures([shard])
 
 
+def test_crops_come_from_pictures_that_are_large_enough() -> None:
+    """Each picture has a level of its own; those between are too small."""
+    sizes = ((8, 9), (20, 30), (30, 7), (40, 20), (20, 20), (3, 3))
+    pictures = [torch.full((3, *size), 10 * i, dtype=torch.uint8) for i, size in enumerate(sizes)]
+    crops = Crops(pictures, 20, 64, 0, torch.device("cpu")).next()
+    levels = ((crops + 0.5) * 255).round()
+    assert crops.shape == (64, 3, 20, 20) and levels.unique().tolist() == [10, 30, 40]
+    assert torch.equal(levels.amin((1, 2, 3)), levels.amax((1, 2, 3)))
+
+
 def test_unknown_options_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"learning_rat": 1}))

@@ -34,7 +34,7 @@ def _streams(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def load_pictures(sources: Iterable[str | Path], limit: int | None = None) -> list[Tensor]:
-    """Pictures as uint8 `[3, H, W]`, upright, in a fixed order; TrainingError where a source has none or a broken one."""
+    """Pictures as uint8 `[3, H, W]`, upright, in a fixed order; TrainingError where one is broken or there is none."""
     pictures: list[Tensor] = []
     for source in sources:
         before = len(pictures)
@@ -57,32 +57,26 @@ def load_pictures(sources: Iterable[str | Path], limit: int | None = None) -> li
 class Crops:
     """Endless batches of random crops and flips, drawn and cut on the device that holds the pictures.
 
-    On a CPU from a generator of its own so that a run can be resumed, on a GPU from the device's, which graphs replay.
+    Those are uint8 `[3, H, W]`; smaller ones than a crop are left out, TrainingError where none is left. Drawn on a CPU
+    from a generator of its own so that a run can be resumed, on a GPU from the device's, which graphs replay.
     """
 
     def __init__(self, pictures: list[Tensor], crop: int, batch: int, seed: int, device: torch.device) -> None:
         self.crop, self.batch, self.device = crop, batch, device
-        self.pixels = torch.zeros((0, 3), dtype=torch.uint8, device=device)  # of all pictures, one after the other
-        self.places = torch.zeros((0, 3), dtype=torch.int64, device=device)  # first pixel, height and width of each
-        self.add(pictures)
+        pictures = [p for p in pictures if min(p.shape[1:]) >= crop]
+        if not pictures:
+            raise TrainingError(f"no training picture is at least {crop}x{crop}")
+        places, first = [], 0
+        for picture in pictures:
+            places.append([first, *picture.shape[1:]])
+            first += picture[0].numel()
+        self.pixels = torch.cat([p.flatten(1).t().to(device) for p in pictures])  # of all, one after the other
+        self.places = torch.tensor(places, device=device)  # first pixel, height and width of each
         if device.type == "cuda":
             with torch.cuda.device(device):
                 self.generator = torch.cuda.default_generators[torch.cuda.current_device()]
         else:
             self.generator = torch.Generator().manual_seed(seed)
-
-    def add(self, pictures: list[Tensor]) -> None:
-        """More pictures to draw from, uint8 `[3, H, W]`; smaller ones than a crop are left out."""
-        pictures = [p for p in pictures if min(p.shape[1:]) >= self.crop]
-        first, places = len(self.pixels), []
-        for picture in pictures:
-            places.append([first, *picture.shape[1:]])
-            first += picture[0].numel()
-        if not places and not len(self.places):
-            raise TrainingError(f"no training picture is at least {self.crop}x{self.crop}")
-        fresh = [picture.flatten(1).t().to(self.device) for picture in pictures]
-        self.pixels = torch.cat([self.pixels, *fresh])
-        self.places = torch.cat([self.places, torch.tensor(places, device=self.device).reshape(-1, 3)])
 
     def next(self, count: int | None = None, generator: torch.Generator | None = None) -> Tensor:
         """`[count, 3, crop, crop]` float in -0.5..0.5, channels_last; a batch if nothing is said."""
