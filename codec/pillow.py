@@ -23,6 +23,7 @@ from PIL import Image, ImageFile
 from mcodec import container
 from mcodec.container import TAG_ALPHA, Kind
 from mcodec.errors import CodecError
+from mcodec.image.metadata import of_image
 from mcodec.reading import default_codec
 
 FORMAT, MIME, SUFFIX = "MCI", "image/x-mci", ".mci"
@@ -76,6 +77,7 @@ def _accept(prefix: bytes) -> bool:
 def _save(image: Image.Image, file: IO[bytes], _: str | bytes) -> None:
     options = getattr(image, "encoderinfo", {})
     copy = image.copy()
+    copy.info.update(of_image(image).info())  # of a TIFF file, EXIF is not in the info, which is all a copy keeps
     copy.info.update({key: options[key] for key in ("icc_profile", "xmp") if options.get(key)})
     if exif := options.get("exif"):
         copy.info["exif"] = exif.tobytes() if isinstance(exif, Image.Exif) else exif

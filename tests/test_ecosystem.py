@@ -72,6 +72,27 @@ def test_plugin_metadata_and_damage(picture: Make, tiny: Codec) -> None:
 
 
 @pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg"])
+def test_plugin_keeps_what_a_file_says(name: str, orientation: int, picture: Make, tmp_path: Path) -> None:
+    """Unless an option replaces it."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112], exif[0x8769] = "Maker", orientation, {0x829A: 0.25}
+    Image.fromarray(picture(40, 50)).save(tmp_path / name, exif=exif.tobytes())
+    other = Image.Exif()
+    other[0x010F] = "Other"
+    for option, maker in (({}, "Maker"), ({"exif": other}, "Other")):
+        with Image.open(tmp_path / name) as image:
+            image.save(tmp_path / "a.mci", **option)
+        with Image.open(tmp_path / "a.mci") as found:
+            kept = found.getexif()
+            assert kept[0x010F] == maker and kept.get(0x0112, 1) == 1
+            assert kept.get_ifd(0x8769) == ({} if option else {0x829A: 0.25})
+            turned = orientation == 6 and (not option or name == "a.tif")  # Pillow turns TIFF files itself
+            assert found.size == ((40, 50) if turned else (50, 40))
+
+
+@pytest.mark.usefixtures("plugin")
 def test_plugin_goes_by_the_limit_of_pillow(picture: Make, tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny.encode(picture(20, 30))
     file = container.unpack(data)
