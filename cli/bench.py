@@ -418,6 +418,7 @@ def list_codecs() -> None:
     """List the codecs that can be compared, with versions, or with the reason why one cannot run here."""
     from mcodec.bench import codecs
 
+    check_device("cpu")
     for name in codecs.NAMES:
         try:
             codec = codecs.make(name)

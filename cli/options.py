@@ -79,11 +79,20 @@ def reason(error: Exception) -> str | None:
 
 
 def check_device(device: str) -> None:
-    """A CUDA device that is not there is the user's error, not an internal one."""
+    """A device, or a backend of the environment, that is not there is the user's error, not an internal one."""
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
+    from mcodec import entropy
+    from mcodec.kernels.backend import use_triton
+
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
         raise CodecError("no CUDA device is available; use --device cpu")
+    try:
+        entropy.backend()
+        use_triton(torch.device("cuda" if found and device != "cpu" else "cpu"))
+    except (ValueError, ImportError) as error:
+        raise CodecError(str(error)) from error
 
 
 def load_codec(model: str | None, device: str) -> Codec:

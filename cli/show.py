@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mcodec.cli.options import FILE, load_codec, max_pixels_option, model_option
+from mcodec.cli.options import FILE, check_device, load_codec, max_pixels_option, model_option
 
 INFO_EXAMPLES = """\b
 Examples:
@@ -86,6 +86,7 @@ def version() -> str:
     from mcodec import __version__, entropy, weights
     from mcodec.kernels.backend import use_triton
 
+    check_device("auto")
     default = [card for card in weights.list_models() if card["default"]]
     named = f"{weights.DEFAULT} {default[0]['sha256'][:8]}" if default else "none installed"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -136,6 +136,7 @@ def export(
     checkpoint: Path, out: Path, name: str, licences: str, pictures: tuple[str, ...], force: bool
 ) -> None:
     """Turn a training CHECKPOINT into a release: NAME.safetensors and its card NAME.json."""
+    check_device("cpu")
     from mcodec.training.export import export as write_release
 
     name = name or checkpoint.resolve().parent.name
@@ -164,6 +165,7 @@ def experiment(
     limit: int | None,
 ) -> None:
     """Measure a run's CHECKPOINT on held-out pictures, by real files, and keep one row of it."""
+    check_device("cpu")
     from mcodec.training.experiment import record
 
     name = name or checkpoint.resolve().parent.name

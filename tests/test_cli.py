@@ -310,6 +310,36 @@ def test_unknown_weights(picture: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "'other'" in fails(capsys, "encode", picture, "--model", "other")
 
 
+BACKENDS = [
+    ("MCODEC_ENTROPY", "rust", "MCODEC_ENTROPY must be one of "),
+    ("MCODEC_KERNELS", "cuda", "MCODEC_KERNELS must be one of "),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "said"), BACKENDS)
+@pytest.mark.parametrize(
+    "command", ["encode IN", "decode MCI OUT", "verify MCI", "info --stages MCI", "train --data IN", "export x.pt",
+                "experiment x.pt --validation IN --results x.json", "bench codecs", "--version"],
+)  # fmt: skip
+def test_backends_that_are_none(
+    command: str, variable: str, value: str, said: str, picture: Path, coded: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(variable, value)
+    coded = coded.rename(coded.with_name("b.mci"))
+    places = {"IN": picture, "MCI": coded, "OUT": coded.with_suffix(".bmp")}
+    assert fails(capsys, *(places.get(word, word) for word in command.split())).startswith(said)
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["b.mci", "in.png"]
+
+
+def test_a_coder_that_is_missing(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcodec.entropy.coder._extension", None)
+    monkeypatch.setenv("MCODEC_ENTROPY", "c")
+    assert "the compiled entropy coder is missing" in fails(capsys, "encode", picture)
+
+
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["encode"], ["encode", "a.png", "--device", "abacus"]])
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, *arguments, status=2)
