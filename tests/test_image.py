@@ -383,6 +383,41 @@ def test_what_a_format_cannot_hold_is_said(array: NDArray[np.uint8], name: str, 
         write_image(plain, tmp_path / "b.bmp")
 
 
+@pytest.mark.parametrize("name, size", [("a.ico", (72, 56)), ("a.ico", (7, 256)), ("a.icns", (1024, 1024))])
+def test_icons_keep_their_size(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    image = Image.radial_gradient("L").resize(size).convert("RGB")
+    write_image(image, tmp_path / name)
+    assert np.array_equal(read_image(tmp_path / name).convert("RGB"), image)
+    with pytest.raises(ImageError, match=r"has sides of \d+ to \d+ pixels, got 600x400"):
+        write_image(image.resize((600, 400)), tmp_path / f"large{name}")
+    assert not (tmp_path / f"large{name}").exists()
+
+
+@pytest.mark.parametrize("colours", [256, 257])
+def test_palettes_that_are_too_small_are_said(colours: int, tmp_path: Path) -> None:
+    indices = np.minimum(np.arange(20 * 30).reshape(20, 30), colours - 1)
+    array = np.stack([indices % 256, indices // 256, 0 * indices], -1).astype(np.uint8)
+    if colours > 256:
+        with pytest.warns(LossWarning, match="^GIF cannot hold more than 256 colours$"):
+            write_image(Image.fromarray(array), tmp_path / "a.gif")
+    else:
+        write_image(Image.fromarray(array), tmp_path / "a.gif")
+        assert np.array_equal(read_image(tmp_path / "a.gif").convert("RGB"), array)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg", "a.webp", AVIF])
+@pytest.mark.parametrize("exif", [b"garbage!!", b"II*\0"])
+def test_damaged_exif_is_written_or_said(exif: bytes, name: str, tmp_path: Path) -> None:
+    raster = Raster(np.full((8, 9, 3), 100, np.uint8), Kind.RGB8, None, Metadata(b"profile", exif, b"<x/>"))
+    if parsed := name in ("a.tif", "a.avif"):
+        with pytest.warns(LossWarning, match="^(TIFF|AVIF) cannot hold EXIF that cannot be parsed$"):
+            write_image(raster, tmp_path / name)
+    else:
+        write_image(raster, tmp_path / name)
+    found = read_raster(tmp_path / name).metadata
+    assert found.exif == (None if parsed else exif) and (found.icc, found.xmp) == (b"profile", b"<x/>")
+
+
 @pytest.mark.parametrize(
     "image, message",
     [

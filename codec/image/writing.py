@@ -5,7 +5,6 @@ PPM and TIFF are written band by band: of samples that are not held (`mcodec.ima
 
 from __future__ import annotations
 
-import contextlib
 import io
 import warnings
 import zlib
@@ -41,6 +40,11 @@ _METADATA = {
     "AVIF": ("icc", "exif", "xmp"),
     "TIFF": ("icc", "exif", "xmp"),
 }
+#: Formats for which Pillow parses EXIF rather than writing it as it is.
+_PARSED = {"TIFF", "AVIF"}
+#: (least, greatest) side of icons: to others Pillow scales the picture.
+_SIDES = {"ICO": (1, 256), "ICNS": (1024, 1024)}
+GIF_COLOURS = 256
 #: Tags that say how a TIFF file stores its picture, and those that have a place of their own in Metadata.
 _STORAGE = {
     *(tiff.IMAGEWIDTH, tiff.IMAGELENGTH, tiff.BITSPERSAMPLE, tiff.COMPRESSION, tiff.PHOTOMETRIC_INTERPRETATION),
@@ -82,6 +86,8 @@ def save(picture: Image.Image | Raster, file: BinaryIO, form: str, **options: An
         warnings.warn(f"{form} cannot hold {', '.join(lost)}", LossWarning, stacklevel=3)
     if form == "JPEG":
         options = {"quality": JPEG_QUALITY, **options}
+    if form == "ICO":
+        options = {"sizes": [raster.size], **options}  # else Pillow takes smaller ones
     if form in IN_BANDS:
         (_save_ppm if form == "PPM" else _save_tiff)(raster, file)
     elif raster.kind is Kind.RGB16 or (raster.kind is Kind.GREY16 and raster.alpha is not None):
@@ -104,7 +110,11 @@ def write_bytes(path: str | Path, data: bytes, check: Callable[[bytes], None] | 
 
 
 def _fitted(raster: Raster, form: str) -> tuple[Raster, list[str]]:
-    """What the format can hold of it, and what it cannot."""
+    """What the format can hold of it, and what it cannot; ImageError where it cannot hold a picture of this size."""
+    width, height = raster.size
+    least, greatest = _SIDES.get(form, (1, max(width, height)))
+    if min(width, height) < least or max(width, height) > greatest:
+        raise ImageError(f"{form} has sides of {least} to {greatest} pixels, got {width}x{height}")
     lost = []
     if raster.alpha is not None and form not in _ALPHA:
         raster = replace(raster, alpha=None)
@@ -116,11 +126,16 @@ def _fitted(raster: Raster, form: str) -> tuple[Raster, list[str]]:
         alpha = None if raster.alpha is None else eight_bits(raster.alpha)
         raster = replace(raster, samples=eight_bits(np.asarray(raster.samples)), kind=kind, alpha=alpha)
         lost.append("16 bits")
+    if form == "GIF" and not raster.kind.grey and raster.image().getcolors(GIF_COLOURS) is None:
+        lost.append(f"more than {GIF_COLOURS} colours")
     held = _METADATA.get(form, ())
     missing = [name for name in ("icc", "exif", "xmp") if getattr(raster.metadata, name) and name not in held]
     if missing:
         raster = replace(raster, metadata=replace(raster.metadata, **dict.fromkeys(missing)))
         lost += [{"icc": "the colour profile", "exif": "EXIF", "xmp": "XMP"}[name] for name in missing]
+    if raster.metadata.exif and form in _PARSED and not _is_parsed(raster.metadata.exif):
+        raster = replace(raster, metadata=replace(raster.metadata, exif=None))
+        lost.append("EXIF that cannot be parsed")
     return raster, lost
 
 
@@ -187,16 +202,26 @@ def _save_tiff(raster: Raster, file: BinaryIO) -> None:
     file.seek(0, io.SEEK_END)
 
 
+def _is_parsed(exif: bytes) -> bool:
+    try:
+        _described(exif).tobytes()
+    except Exception:  # Pillow's EXIF parser raises many types
+        return False
+    return True
+
+
+def _described(exif: bytes | None) -> Any:
+    """EXIF as Pillow's directory of a TIFF file."""
+    found, directory = Image.Exif(), tiff.ImageFileDirectory_v2()
+    found.load(exif or b"")
+    for tag in set(found) - _STORAGE:
+        directory[tag] = found.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else found[tag]
+    return directory
+
+
 def _tiff_directory(metadata: Metadata) -> Any:
-    """Metadata as Pillow's directory of a TIFF file; EXIF that cannot be written as one is left out."""
-    directory: Any = tiff.ImageFileDirectory_v2()
-    with contextlib.suppress(Exception):  # Pillow's EXIF parser raises many types
-        exif, described = Image.Exif(), tiff.ImageFileDirectory_v2()
-        exif.load(metadata.info().get("exif", b""))
-        for tag in set(exif) - _STORAGE:
-            described[tag] = exif.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else exif[tag]
-        described.tobytes()  # raises here rather than between strips
-        directory = described
+    """All of the metadata, EXIF included, which can be parsed."""
+    directory = _described(metadata.exif)
     for tag, payload in ((tiff.ICCPROFILE, metadata.icc), (tiff.XMP, metadata.xmp)):
         if payload:
             directory[tag] = payload
