@@ -70,6 +70,15 @@ def _region(_: click.Context, __: click.Parameter, value: str | None) -> tuple[i
     return region
 
 
+def _suffix(_: click.Context, __: click.Parameter, value: str) -> str:
+    from PIL import Image
+
+    suffix = f".{value.removeprefix('.')}"
+    if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:
+        raise click.BadParameter(f"{value!r} is no picture format")
+    return suffix
+
+
 def _many_options(function: many.F) -> many.F:
     """Options of both commands for many files."""
     for option in (
@@ -207,7 +216,15 @@ def _encode_file(
 
 @click.command(epilog=DECODE_EXAMPLES)
 @click.argument("paths", metavar="IN.mci... [OUT]", type=FILE, nargs=-1, required=True)
-@click.option("--format", "form", metavar="SUFFIX", help="Picture format where no OUT names one.  [default: png]")
+@click.option(
+    "--format",
+    "suffix",
+    metavar="SUFFIX",
+    default="png",
+    show_default=True,
+    callback=_suffix,
+    help="Picture format where no OUT names one.",
+)
 @click.option("--stages", type=click.IntRange(1), metavar="N", help="Decode the first N stages: a coarser picture.")
 @click.option("--partial", is_flag=True, help="Take a file that is cut off, as far as it goes; nothing is verified.")
 @click.option("--region", metavar="X,Y,W,H", callback=_region, help="Decode this part of the picture only.")
@@ -218,7 +235,7 @@ def _encode_file(
 @force_option
 def decode(
     paths: tuple[Path, ...],
-    form: str | None,
+    suffix: str,
     stages: int | None,
     partial: bool,
     region: tuple[int, int, int, int] | None,
@@ -235,7 +252,6 @@ def decode(
     The suffix of OUT chooses the picture format: .png, .jpg, .webp or another that Pillow writes. - is standard input
     or output. A folder, several files or a pattern go into the folder OUT; files that are there already are skipped.
     """
-    suffix = f".{(form or 'png').removeprefix('.')}"
 
     def prepare() -> Callable[[Path, Path], dict[str, Any]]:
         _allow_large()
@@ -286,7 +302,10 @@ def _decode_file(
     width, height = raster.size
     if target == STREAM:
         buffer = io.BytesIO()
-        save(raster, buffer, form)
+        try:
+            save(raster, buffer, form)
+        except (OSError, ValueError, KeyError, OverflowError) as error:  # as in write_image
+            raise CodecError(f"cannot write standard output: {error}") from error
         size = sys.stdout.buffer.write(buffer.getvalue())
         sys.stdout.buffer.flush()
     else:

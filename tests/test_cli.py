@@ -294,6 +294,24 @@ def test_unwritable_outputs(picture: Path, coded: Path, capsys: pytest.CaptureFi
     assert sorted(picture.parent.iterdir()) == before
 
 
+@pytest.mark.parametrize("form", [".", "..", "a/b", "a/b.png", "unknown", "tar.gz", ""])
+def test_bad_formats(form: str, coded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(coded.parent.iterdir())
+    for out in ([], ["-"]):
+        assert "is no picture format" in fails(capsys, "decode", coded, *out, "--format", form, status=2)
+    assert sorted(coded.parent.iterdir()) == before
+
+
+def test_standard_output_that_cannot_hold_the_metadata(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "long" * 20000  # JPEG has room for 65,533 bytes
+    with Image.open(picture) as image:
+        image.save(picture, exif=exif)
+    assert run(capsys, "encode", picture)[0] == 0
+    said = fails(capsys, "decode", picture.with_suffix(".mci"), "-", "--format", "jpg")
+    assert said.startswith("cannot write standard output: ")
+
+
 @pytest.mark.parametrize("quality", ["0", "101", "-3", "nan", "best"])
 def test_bad_quality(quality: str, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "quality" in fails(capsys, "encode", picture, "-q", quality, status=2)
