@@ -226,6 +226,18 @@ def test_transparency_without_a_channel() -> None:
     assert alpha_of is not None and alpha_of[0, 0] == 0 and alpha_of.sum() == 14 * 255
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_transparency_of_16_bit_grey(orientation: int, tmp_path: Path) -> None:
+    grey = np.array([[0, 1, 300], [65535, 300, 299]], np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=300, exif=exif)
+    raster = read_raster(tmp_path / "a.png")
+    upright = grey if orientation == 1 else np.rot90(grey, -1)
+    assert raster.kind is Kind.GREY16 and np.array_equal(raster.samples, upright)
+    assert raster.alpha is not None and np.array_equal(raster.alpha, np.where(upright == 300, 0, 255))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
 def test_orientation(orientation: int, name: str, tmp_path: Path) -> None:

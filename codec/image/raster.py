@@ -195,7 +195,9 @@ def _from_image(image: Image.Image) -> Raster:
         wide = np.asarray(image)
         if mode == "I" and (wide.min() < 0 or wide.max() > 65535):
             notes.append("values outside of 0..65535 are clipped")
-        return Raster(np.clip(wide, 0, 65535).astype(np.uint16), Kind.GREY16, metadata=metadata, notes=tuple(notes))
+        key = image.info.get("transparency")  # the level that a PNG file declares transparent
+        alpha = np.where(wide == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
+        return Raster(np.clip(wide, 0, 65535).astype(np.uint16), Kind.GREY16, alpha, metadata, tuple(notes))
     if mode == "F":
         return Raster(image.convert("L"), Kind.GREY8, metadata=metadata, notes=("floats become 8-bit grey",))
     if mode in ("CMYK", "LAB"):
