@@ -97,8 +97,9 @@ def _is_wide(image: ImageFile) -> bool:
         return isinstance(arguments, tuple) and isinstance(arguments[-1], int) and arguments[-1] > 255
     if image.format == "PNG":
         return bool(image.tile) and ";16" in str(image.tile[0].args)
-    if image.format == "TIFF" and max(cast(Any, image).tag_v2.get(BITSPERSAMPLE, (1,))) == 16:
-        if image.tile and image.tile[0].args[0] == "C":  # Pillow takes such planes for planes of 8 bits
+    tiff: Any = image
+    if image.format == "TIFF" and max(tiff.tag_v2.get(BITSPERSAMPLE, (1,))) == 16:
+        if tiff.tile and tiff.tile[0].args[0] == "C":  # Pillow takes such planes for planes of 8 bits
             raise ImageError("CMYK of 16 bits in planes cannot be read")
         return image.mode != "CMYK"  # which becomes 8-bit RGB
     return False
