@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcodec import rate
-from mcodec.bench.bd import Curve, delta
+from mcodec.bench.bd import Curve, NotComparable, delta
+from mcodec.errors import BenchError
+from mcodec.model import level_of
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
@@ -38,7 +40,16 @@ def measure(
     qualities: Sequence[float] = QUALITIES,
     advance: Callable[[int], None] = lambda effort: None,
 ) -> list[Measured]:
-    """Every effort at every quality on pictures `[H, W, 3]`; `advance` is called after each file."""
+    """Every effort at every quality on pictures `[H, W, 3]`; `advance` is called after each file.
+
+    Raises BenchError, before anything is measured, for qualities that give no curve.
+    """
+    try:
+        levels = {level_of(quality) for quality in qualities}
+    except ValueError as error:
+        raise BenchError(str(error)) from error
+    if len(levels) < max(2, len(qualities)):
+        raise BenchError("a curve needs at least two qualities, and no two of the same level")
     codec.encode(pictures[0], qualities[0])  # a warm-up
     pixels = sum(picture[..., 0].size for picture in pictures)
     found = []
@@ -59,12 +70,18 @@ def measure(
     return found
 
 
+def _gain(first: Measured, one: Measured) -> str:
+    try:
+        return f"{0.0 if one is first else delta(first.curve, one.curve).rate:+.1f} %"
+    except NotComparable as error:  # the times hold all the same
+        return f"not compared: {error}"
+
+
 def table(found: Sequence[Measured]) -> str:
-    """As Markdown, against the first of them. Raises NotComparable where curves do not overlap."""
+    """As Markdown, against the first of them."""
     first = found[0]
     head = f"| effort | BD-rate against effort {first.effort} | seconds per Mpx | times as long |"
     lines = [head, "| --- | --- | --- | --- |"]
     for one in found:
-        gain = 0.0 if one is first else delta(first.curve, one.curve).rate
-        lines.append(f"| {one.effort} | {gain:+.1f} % | {one.seconds:.1f} | {one.seconds / first.seconds:.1f} |")
+        lines.append(f"| {one.effort} | {_gain(first, one)} | {one.seconds:.1f} | {one.seconds / first.seconds:.1f} |")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcodec.cli.options import FILE, check_device, device_option, load_codec, model_option
+from mcodec.cli.options import FILE, Number, check_device, device_option, load_codec, model_option
 from mcodec.errors import BenchError
 
 if TYPE_CHECKING:
@@ -94,10 +95,10 @@ def _names(text: str | None) -> list[str]:
 def _numbers(text: str) -> tuple[float, ...]:
     try:
         values = tuple(float(v) for v in _names(text))
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint="--qualities") from error
-    if not values:
-        raise click.BadParameter("an empty list", param_hint="--qualities")
+    except ValueError:
+        values = ()
+    if not values or not all(map(math.isfinite, values)):
+        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint="--qualities")
     return values
 
 
@@ -268,7 +269,7 @@ def list_anchors(anchors: str, against: str) -> None:
 @click.option("--image", type=FILE, required=True, help="A picture, cut or mirrored to the sizes.")
 @click.option("--sizes", default="768x512", show_default=True, metavar="WxH,...")
 @click.option("--batch", default="1", show_default=True, metavar="N,...")
-@click.option("-q", "--quality", type=click.FloatRange(1, 100), default=50.0, show_default=True)
+@click.option("-q", "--quality", type=Number(1, 100), default=50.0, show_default=True)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--peer/--no-peer", default=True, show_default=True, help="CompressAI's mbt2018-mean beside it.")
 @model_option
@@ -336,7 +337,7 @@ def speed(
 
 @bench.command(epilog=SHEET_EXAMPLES)
 @click.option("--image", "images", type=FILE, multiple=True, required=True, help="A picture; repeatable.")
-@click.option("--bpp", type=click.FloatRange(0, min_open=True), default=0.15, show_default=True)
+@click.option("--bpp", type=Number(0, min_open=True), default=0.15, show_default=True)
 @click.option("--codecs", "names", metavar="NAME,...", default="jpeg,webp,avif,mcodec", show_default=True)
 @click.option("--out", type=FILE, required=True, help="The sheet, in a format that Pillow writes.")
 @device_option
@@ -376,7 +377,7 @@ def effort(
     from mcodec.bench import machine
     from mcodec.bench.codecs import EFFORTS
     from mcodec.bench.effort import measure, table
-    from mcodec.bench.pictures import look
+    from mcodec.bench.pictures import MIN_SIDE, look
 
     chosen = _names(efforts)
     if not chosen or not set(chosen) <= set(EFFORTS):
@@ -385,6 +386,8 @@ def effort(
     codec = load_codec(model, device)
     torch.set_num_threads(threads)
     pictures = [picture.pixels() for picture in look(images, limit) if picture.averaged]
+    if not pictures:
+        raise BenchError(f"{images} holds no picture with sides of {MIN_SIDE} pixels and more")
     total, done = len(pictures) * len(levels) * len(chosen), 0
     with _progress() as report:
 

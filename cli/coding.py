@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ import click
 from mcodec.cli import many
 from mcodec.cli.options import (
     FILE,
+    Number,
     device_option,
     force_option,
     load_codec,
@@ -46,16 +46,6 @@ Examples:
   mcodec decode coded/ pictures/ --format webp
 """
 STREAM = Path("-")
-
-
-class _Number(click.FloatRange):
-    """Click's range lets "nan" through, which is neither below nor above."""
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        number = super().convert(value, parameter, context)
-        if math.isnan(number):
-            self.fail("nan is no number.", parameter, context)
-        return number
 
 
 def _region(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -108,14 +98,14 @@ def _read(source: Path) -> bytes:
 @click.option(
     "-q",
     "--quality",
-    type=_Number(1, 100),
+    type=Number(1, 100),
     help="1 is the smallest file, 100 the best picture.  [default: 50]",
 )
-@click.option("--target-bytes", type=_Number(1), metavar="N", help="Choose the quality by the size of the file.")
-@click.option("--target-bpp", type=_Number(0, min_open=True), metavar="N", help="... by its bits per pixel.")
-@click.option("--target-psnr", type=_Number(0, min_open=True), metavar="DB", help="... by the PSNR.")
+@click.option("--target-bytes", type=Number(1), metavar="N", help="Choose the quality by the size of the file.")
+@click.option("--target-bpp", type=Number(0, min_open=True), metavar="N", help="... by its bits per pixel.")
+@click.option("--target-psnr", type=Number(0, min_open=True), metavar="DB", help="... by the PSNR.")
 @click.option(
-    "--target-ms-ssim", type=_Number(0, 1, min_open=True, max_open=True), metavar="X", help="... by the MS-SSIM."
+    "--target-ms-ssim", type=Number(0, 1, min_open=True, max_open=True), metavar="X", help="... by the MS-SSIM."
 )
 @click.option(
     "--effort",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 NO_MEMORY = ("out of memory", "can't allocate memory")
 
 FILE = click.Path(path_type=Path)  # existence is checked on reading, with the file named in one line
+
+
+class Number(click.FloatRange):
+    """Click's range lets "nan" through, which is neither below nor above, and "inf" where there is no upper end."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        number = super().convert(value, parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number.", parameter, context)
+        return number
 
 
 def model_option(function: F) -> F:

@@ -132,6 +132,7 @@ def test_speed_says_why_there_is_no_peer(
         (("--codecs", "bpg"), 1, "no codec 'bpg'"),
         (("--codecs", "jpeg", "--metrics", "vmaf"), 1, "no metric 'vmaf'"),
         (("--codecs", "jpeg", "--qualities", "high"), 2, "no list of numbers"),
+        (("--codecs", "jpeg", "--qualities", "nan"), 2, "no list of numbers"),
         (("--codecs", "jpeg", "--qualities", "webp=5"), 1, "which is not among the codecs"),
         (("--codecs", "jpeg", "--published", "vtm"), 2, "--published needs --anchors"),
         (("--codecs", "jpeg", "--anchors", "none.json"), 1, "cannot read published curves from none.json"),
@@ -144,6 +145,19 @@ def test_wrong_usage(
     got, out, err = run(capsys, "rd", "--images", images, "--out", tmp_path / "out", *arguments)
     assert (got, out) == (status, "") and message in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_wrong_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, dots = photographs(tmp_path / "images"), photographs(tmp_path / "dots", [(1, 1)])
+    for said, arguments in {
+        "nan is no number": ("speed", "--image", images / "a.png", "-q", "nan"),
+        "'--bpp': inf is no number": ("sheet", "--image", images / "a.png", "--bpp", "inf", "--out", "x.png"),
+        "quality must be from 1 to 100, got 0": ("effort", "--images", images, "--qualities", "0"),
+        "at least two qualities": ("effort", "--images", images, "--qualities", "50"),
+        "holds no picture with sides of 16 pixels": ("effort", "--images", dots),
+    }.items():
+        status, out, err = run(capsys, *arguments, "--device", "cpu")
+        assert status != 0 and (out, err.count("\n")) == ("", 1) and said in err, err
 
 
 def test_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -318,6 +318,11 @@ def test_bad_quality(quality: str, picture: Path, capsys: pytest.CaptureFixture[
     assert not picture.with_suffix(".mci").exists()
 
 
+@pytest.mark.parametrize("target", ["0", "inf", "nan"])
+def test_bad_target(target: str, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "target-bytes" in fails(capsys, "encode", picture, "--target-bytes", target, status=2)
+
+
 @pytest.mark.parametrize("effort", ["0", "10", "2.5", "most"])
 def test_bad_effort(effort: str, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "effort" in fails(capsys, "encode", picture, "--effort", effort, status=2)

@@ -196,6 +196,30 @@ def test_bench(plain: Codec, picture: Make) -> None:
     assert len(rows) == 4 and rows[2].startswith("| 1 | +0.0 %") and re.match(r"\| 5 \| [+-]\d+\.\d % \|", rows[3])
 
 
+@pytest.mark.parametrize(
+    ("qualities", "said"),
+    [((0, 50), "quality must be from 1 to 100, got 0"), ((50,), "at least two"), ((50, 80, 50.01), "of the same")],
+)
+def test_bench_refuses_qualities_before_it_measures(
+    qualities: tuple[float, ...], said: str, tiny: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mcodec.bench.effort import measure as measured
+    from mcodec.errors import BenchError
+
+    monkeypatch.setattr(Codec, "encode", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(BenchError, match=said):
+        measured(tiny, [picture(32, 32)], (1, 2), qualities)
+
+
+def test_bench_keeps_times_of_curves_that_are_not_compared() -> None:
+    from mcodec.bench.bd import Curve
+    from mcodec.bench.effort import Measured, table
+
+    flat = Curve([0.1, 0.2], [30.0, 30.5])
+    rows = table([Measured(1, flat, 2.0), Measured(9, flat, 5.0)]).splitlines()
+    assert rows[3] == "| 9 | not compared: the curves overlap from 30.00 to 30.50 only | 5.0 | 2.5 |"
+
+
 def test_bench_names(monkeypatch: pytest.MonkeyPatch) -> None:
     from mcodec.bench.codecs import make
     from mcodec.errors import BenchError
