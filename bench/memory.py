@@ -53,7 +53,7 @@ def peak_bytes() -> int:
 def measure(spec: str, device: str, threads: int, quality: float, picture: Path) -> dict[str, float]:
     """MiB at the peak of encoding and of decoding a picture, and idle; on a GPU also the peak of its memory.
 
-    Raises BenchError with the child's last line where it fails.
+    Raises BenchError with the child's last line, or else its status, where it fails.
     """
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,8 @@ def measure(spec: str, device: str, threads: int, quality: float, picture: Path)
             arguments = [spec, device, str(threads), str(quality), str(picture), str(file), phase]
             done = subprocess.run([sys.executable, "-m", __name__, *arguments], capture_output=True, text=True)
             if done.returncode:
-                raise BenchError(f"{phase} in a process of its own: {done.stderr.strip().splitlines()[-1]}")
+                lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]  # -9: killed
+                raise BenchError(f"{phase} in a process of its own: {lines[-1]}")
             child = json.loads(done.stdout)
             found |= {f"{phase}_{k}": v for k, v in child.items()}
     return found

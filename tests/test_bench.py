@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -314,6 +315,12 @@ def test_memory_is_that_of_the_codec_alone(images: Path) -> None:
 def test_memory_of_a_codec_that_fails(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"encode in a process of its own: .*none\.png"):
         memory.measure("jpeg", "cpu", 1, 50, tmp_path / "none.png")
+
+
+def test_memory_of_a_process_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: CompletedProcess([], -9, "", ""))
+    with pytest.raises(BenchError, match="encode in a process of its own: ended with status -9"):
+        memory.measure("jpeg", "cpu", 1, 50, tmp_path / "a.png")
 
 
 # ---- committed results ----
