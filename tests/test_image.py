@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from pathlib import Path
 
@@ -318,6 +319,19 @@ def test_any_exif(tail: bytes, head: bytes) -> None:
     metadata = Metadata(exif=head + tail)
     assert len(metadata.upright().exif or b"") == len(head + tail)
     metadata.without_gps()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("offset", [8, 10, 16, 22, 34, 40, 10**9])
+@pytest.mark.parametrize("pointers", [1, 2])
+def test_gps_that_points_to_what_it_should_not(pointers: int, offset: int, order: str) -> None:
+    """To its own directory, into it, beyond the block: it goes, or the block goes."""
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
+    maker = struct.pack(order + "HHI4s", 0x010F, 2, 4, b"abc")
+    gps = struct.pack(order + "HHII", 0x8825, 4, 1, offset)
+    block = head + struct.pack(order + "H", 1 + pointers) + maker + gps * pointers + bytes(40)
+    kept = Metadata(exif=block).without_gps().exif
+    assert kept is None or (len(kept) == len(block) and gps[:2] not in kept[10:])
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])

@@ -137,15 +137,16 @@ def _exif_without_gps(exif: bytes) -> bytes | None:
     try:
         block, order, first = _open(exif)
         pointers = [place for place, tag, _, _ in _entries(block, order, first) if tag == GPS_IFD]
+        offsets = [struct.unpack_from(order + "I", block, pointer + 8)[0] for pointer in pointers]
         for pointer in reversed(pointers):  # their places move as entries go
-            (offset,) = struct.unpack_from(order + "I", block, pointer + 8)
-            _wipe(block, order, offset)
             (count,) = struct.unpack_from(order + "H", block, first)
             end = first + 2 + 12 * count + 4  # behind the pointer to the next directory
             if end > len(block):
                 raise ValueError("a directory reaches past the end of the block")
             block[pointer:end] = block[pointer + 12 : end] + bytes(12)
             struct.pack_into(order + "H", block, first, count - 1)
+        for offset in offsets:  # only now: a crafted one may lie in the directory that names it
+            _wipe(block, order, offset)
     except ValueError:
         return None
     return bytes(block)
