@@ -24,7 +24,8 @@ from torch import Tensor
 
 from mcodec.api import Codec, load
 from mcodec.bench import machine, metrics
-from mcodec.bench.speed import Pixels, percentiles, seconds_of_parts, sized
+from mcodec.bench.protocol import Pixels
+from mcodec.bench.speed import percentiles, seconds_of_parts, sized
 from mcodec.entropy import backend, batch_encoder
 from mcodec.entropy.batch import ArrayEncoder
 

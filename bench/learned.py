@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mcodec.bench.codecs import Unavailable
+from mcodec.bench.protocol import Pixels, Unavailable
 from mcodec.errors import BenchError
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
-
-Pixels = NDArray[np.uint8]
 
 #: CompressAI's models halve the picture up to six times.
 STRIDE = 64

@@ -11,12 +11,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from mcodec.bench.protocol import Pixels
 from mcodec.errors import BenchError
-
-Pixels = NDArray[np.uint8]
 
 #: Decibels of a picture without any error, in place of infinity.
 LOSSLESS = 99.0

@@ -15,23 +15,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from mcodec.bench import codecs, machine, memory, metrics
-from mcodec.bench.codecs import Codec
 from mcodec.bench.metrics import Metric
 from mcodec.bench.pictures import Picture
-from mcodec.bench.rows import Row, Rows
+from mcodec.bench.protocol import Codec, Pixels, Unavailable
+from mcodec.bench.rows import CROPS, ROWS, Row, Rows
 from mcodec.errors import BenchError
 
-Pixels = NDArray[np.uint8]
 #: report(done, total, what is measured): after every row, also one that was already there.
 Report = Callable[[int, int, str], None]
 
-ROWS = "rows.jsonl"
-CROPS = "crops"
 #: Rates at which the viewer compares, bits per pixel, and the size of its crops.
 CROP_BPP = (0.25, 0.75)
 CROP_WIDTH, CROP_HEIGHT = 320, 240
@@ -80,7 +75,7 @@ def plan(
     for name in dict.fromkeys(names):
         try:
             made.append(codecs.make(name, device, threads))
-        except codecs.Unavailable as error:
+        except Unavailable as error:
             skipped[name] = str(error)
     if not made:
         raise BenchError("no codec can run: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))

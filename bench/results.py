@@ -19,8 +19,7 @@ from typing import Any
 from mcodec.bench.anchors import KODAK, Published
 from mcodec.bench.bd import Curve, Delta, NotComparable, delta
 from mcodec.bench.metrics import METRICS
-from mcodec.bench.rd import ROWS
-from mcodec.bench.rows import KEY, Row, Rows
+from mcodec.bench.rows import KEY, ROWS, Row, Rows
 from mcodec.errors import BenchError
 
 #: Rate at which speeds are compared, bits per pixel: the quality nearest to it is taken.

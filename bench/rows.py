@@ -18,6 +18,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
+#: Where rows and crops lie in the folder of a run.
+ROWS, CROPS = "rows.jsonl", "crops"
 #: What makes a measurement the same one. Times depend on device and threads, so they belong to it.
 KEY = ("codec", "version", "settings", "device", "threads", "quality", "image", "image_sha256")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mcodec import rate
-from mcodec.bench.codecs import Codec
 from mcodec.bench.pictures import rgb
+from mcodec.bench.protocol import Codec
 from mcodec.bench.rd import CROP_HEIGHT, CROP_WIDTH, matched, middle
 from mcodec.image import read_image
 

@@ -17,13 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mcodec.api import Codec
-from mcodec.bench.codecs import Unavailable
 from mcodec.bench.learned import compressai, padded
+from mcodec.bench.protocol import Pixels, Unavailable
 
-Pixels = NDArray[np.uint8]
 PEER = "mbt2018-mean"
 PERCENTILES = (20, 50, 80)
 

@@ -420,6 +420,7 @@ def readme(path: Path, results: Path) -> None:
 def list_codecs() -> None:
     """List the codecs that can be compared, with versions, or with the reason why one cannot run here."""
     from mcodec.bench import codecs
+    from mcodec.bench.protocol import Unavailable
 
     check_device("cpu")
     for name in codecs.NAMES:
@@ -427,5 +428,5 @@ def list_codecs() -> None:
             codec = codecs.make(name)
             mark = "*" if name in codecs.DEFAULT else " "
             click.echo(f"{mark} {name:<22} {codec.version}; {codec.settings}")
-        except codecs.Unavailable as error:
+        except Unavailable as error:
             click.echo(f"- {name:<22} {error}")

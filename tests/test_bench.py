@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,10 +14,11 @@ import pytest
 from benchmarks import Steps, measure, photographs, planned, quiet
 from PIL import Image
 
+from mcodec import bench
 from mcodec.bench import anchors, codecs, memory, metrics, published, readme, results
 from mcodec.bench.bd import Curve, NotComparable, delta
-from mcodec.bench.codecs import Unavailable
 from mcodec.bench.pictures import look
+from mcodec.bench.protocol import Unavailable
 from mcodec.bench.rd import Runner, matched, plan
 from mcodec.errors import BenchError
 
@@ -30,6 +33,25 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
+
+
+# ---- modules ----
+
+
+def test_every_module_has_a_place() -> None:
+    paths = [p for p in (ROOT / "bench").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
+    missing = [path.stem for path in paths if f"`{path.stem}`" not in (bench.__doc__ or "")]
+    assert missing == ["__init__"]
+
+
+def test_data_flows_one_way() -> None:
+    """What reads rows needs nothing that measures, and codecs do not need their registry."""
+    script = (
+        "import sys, mcodec.bench.published, mcodec.bench.report, mcodec.bench.learned; "
+        "assert not {'mcodec.bench.rd', 'mcodec.bench.codecs'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- metrics ----

@@ -12,6 +12,7 @@ from tiny import TINY, lively
 
 from mcodec.api import Codec
 from mcodec.bench import codecs, learned, metrics
+from mcodec.bench.protocol import Unavailable
 from mcodec.bench.speed import of_mcodec, seconds_of_parts, sized
 from mcodec.errors import BenchError
 
@@ -110,7 +111,7 @@ def test_models_as_codecs(checkpoints: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_models_need_weights(checkpoints: Path) -> None:
-    with pytest.raises(codecs.Unavailable, match="mbt2018-mean needs trained weights"):
+    with pytest.raises(Unavailable, match="mbt2018-mean needs trained weights"):
         codecs.make("mbt2018-mean")
     with pytest.raises(BenchError, match="no checkpoint"):
         codecs.make(f"mbt2018-mean:{checkpoints / 'none.pth'}")

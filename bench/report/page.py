@@ -14,8 +14,8 @@ from mcodec.bench.anchors import KODAK, Published
 from mcodec.bench.bd import Curve, NotComparable, delta
 from mcodec.bench.metrics import METRICS
 from mcodec.bench.plots import COLOURS
-from mcodec.bench.rd import CROPS
 from mcodec.bench.results import SPEED_BPP, Measured, Results
+from mcodec.bench.rows import CROPS
 
 _PLACE = "/*RESULTS*/"
 _RUN = ("date", "commit", "processor", "cores", "device", "threads", "versions", "skipped")
