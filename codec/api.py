@@ -323,7 +323,7 @@ def _raster(file: Container, box: Box, samples: Samples | Strips) -> Raster:
     """The decoded picture with what its file holds beside the codes."""
     plane = None
     if data := file.section(TAG_ALPHA):
-        whole = alpha.unpack(data, file.header.width, file.header.height)
+        whole = alpha.unpack(data, file.header.width, file.header.height, file.header.kind.bits)
         plane = whole[box.top : box.bottom, box.left : box.right]
     metadata = Metadata(file.section(TAG_ICC), file.section(TAG_EXIF), file.section(TAG_XMP))
     return Raster(samples, file.header.kind, plane, metadata)

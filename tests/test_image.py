@@ -339,13 +339,33 @@ def test_alpha(depth: type) -> None:
     rng = np.random.default_rng(0)
     for plane in (rng.integers(0, np.iinfo(depth).max, (9, 31), depth), np.full((40, 50), 255, depth)):
         data = alpha.pack(plane)
-        found = alpha.unpack(data, plane.shape[1], plane.shape[0])
+        bits = 8 * plane.itemsize
+        found = alpha.unpack(data, plane.shape[1], plane.shape[0], bits)
         assert found.dtype == depth and np.array_equal(found, plane)
-        with pytest.raises(CorruptStream, match="for a picture of 7x7"):
-            alpha.unpack(data, 7, 7)
+        with pytest.raises(CorruptStream, match="7x7"):
+            alpha.unpack(data, 7, 7, bits)
         for bad in (data[: len(data) // 2], b"", b"\x89PNG\r\n\x1a\n"):
             with pytest.raises(CorruptStream, match="alpha"):
-                alpha.unpack(bad, plane.shape[1], plane.shape[0])
+                alpha.unpack(bad, plane.shape[1], plane.shape[0], bits)
+
+
+def test_alpha_is_one_grey_plane_of_the_samples_depth() -> None:
+    """Another size is refused before there is room for it."""
+    saved: list[bytes] = []
+    for picture, form, options in (
+        (Image.new("RGB", (8, 8)), "PNG", {}), (Image.new("1", (8, 8)), "PNG", {}),
+        (Image.new("L", (8, 8)), "WEBP", {"quality": 50}), (Image.new("L", (9000, 9000)), "WEBP", {"lossless": True}),
+        (Image.new("L", (8, 8)), "JPEG", {}),
+    ):  # fmt: skip
+        buffer = io.BytesIO()
+        picture.save(buffer, form, **options)
+        saved.append(buffer.getvalue())
+    deep = alpha.pack(np.zeros((8, 8), np.uint16))
+    assert alpha.unpack(deep, 8, 8, 16).dtype == np.uint16
+    for data in (*saved, deep):
+        with pytest.raises(CorruptStream):
+            alpha.unpack(data, 8, 8, 8)
+    assert alpha.unpack(alpha.pack(np.full((8, 8), 7, np.uint8)), 8, 8, 16).dtype == np.uint8
 
 
 @pytest.mark.parametrize("kind, name", [(Kind.RGB16, "a.png"), (Kind.RGB16, "a.tif"), (Kind.GREY16, "a.png")])

@@ -28,19 +28,35 @@ def pack(plane: Plane) -> bytes:
     return min(choices, key=len)
 
 
-def unpack(data: bytes, width: int, height: int) -> Plane:
-    """Inverse of `pack`; CorruptStream for anything but a plane of this size."""
-    reader = PngImageFile if data.startswith(b"\x89PNG") else WebPImageFile
+def unpack(data: bytes, width: int, height: int, bits: int) -> Plane:
+    """Inverse of `pack`; CorruptStream for anything but a plane of this size, of 16 bits only beside such samples."""
+    png = data.startswith(b"\x89PNG")
     try:
+        # Pillow makes room for a WebP's pixels when it opens it
+        if not png and _webp_size(data) != (width, height):
+            raise CorruptStream(f"the alpha section is no PNG or WebP of {width}x{height}")
+        reader = PngImageFile if png else WebPImageFile
         image = reader(io.BytesIO(data))  # not Image.open, whose limit on pixels is not that of the format
         if image.size != (width, height):
             raise CorruptStream(f"alpha of {image.width}x{image.height} for a picture of {width}x{height}")
-        array = np.asarray(image if image.mode in ("L", "I;16") else image.convert("L"))
+        if png and image.mode != "L" and not (image.mode == "I;16" and bits == 16):
+            raise CorruptStream(f"alpha of mode {image.mode} for a picture of {bits} bits")
+        array = np.asarray(image if png else image.convert("L"))
     except CorruptStream:
         raise
     except Exception as error:  # Pillow's plugins raise many types for damaged data
         raise CorruptStream(f"the alpha section cannot be read: {error}") from error
     return array
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that a lossless or extended WebP names; None for other data."""
+    if data[12:16] == b"VP8L":
+        size = int.from_bytes(data[21:25], "little")
+        return (size & 0x3FFF) + 1, (size >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    return None
 
 
 def _saved(image: Image.Image, form: str, **options: object) -> bytes:
