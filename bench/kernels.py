@@ -26,6 +26,8 @@ from unittest import mock
 import click
 import torch
 
+from mcodec.bench import machine
+
 #: name -> (pictures, height, width)
 SHAPES = {
     "kodak": (1, 512, 768),
@@ -232,11 +234,6 @@ def tests_pass(path: str) -> bool:
     return subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", path]).returncode == 0
 
 
-def _commit() -> str:
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
-
-
 def measure(
     operation: str, shape: str, device: torch.device, repeat: int, floor: tuple[float, float]
 ) -> list[dict[str, Any]]:
@@ -263,8 +260,8 @@ def measure(
                 "p80": high, "bytes": case.bytes, "operations": case.operations, "floor": least,
                 "of_floor": least / middle,
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                "torch": torch.__version__, "triton": getattr(backend.triton, "__version__", None), "commit": _commit(),
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "torch": torch.__version__, "triton": getattr(backend.triton, "__version__", None),
+                "commit": machine.commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         )
     return rows

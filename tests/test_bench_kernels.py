@@ -9,13 +9,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mcodec.bench import kernels
+from mcodec.bench import kernels, machine
 
 
 def test_kernels_are_not_timed_on_red(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "kernels.jsonl"
     arguments = ["--device", "cpu", "--operation", "dequantize", "--shape", "kodak", "--repeat", "3", "--out", str(out)]
     monkeypatch.setattr(kernels, "tests_pass", lambda path: False)
+    monkeypatch.setattr(machine, "commit", lambda: "0123456789")
     monkeypatch.setattr(kernels, "limits", lambda device, repeat: (1e6, 1e9))
     result = CliRunner().invoke(kernels.main, arguments)
     assert result.exit_code == 1 and "tests/test_dequantize.py fails" in result.output and not out.exists()
@@ -24,6 +25,7 @@ def test_kernels_are_not_timed_on_red(monkeypatch: pytest.MonkeyPatch, tmp_path:
         assert CliRunner().invoke(kernels.main, arguments).exit_code == 0
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert len(rows) == count and 0 < rows[-1]["p20"] <= rows[-1]["p50"] <= rows[-1]["p80"]
+    assert rows[0]["commit"] == "0123456789"
     assert rows[0]["implementation"] == "reference" and rows[0]["bytes"] == 10 * 64 * 96 * 12
     printed = CliRunner().invoke(kernels.main, ["--table", "--out", str(out)]).output
     assert printed.count("| dequantize | kodak | reference |") == 1
