@@ -18,32 +18,20 @@ from mcodec.errors import BenchError
 
 #: Decibels of a picture without any error, in place of infinity.
 LOSSLESS = 99.0
-#: Four halvings and a window of 11 (Wang, Simoncelli, Bovik 2003): MS-SSIM needs sides above this.
-MS_SSIM_SIDE = 160
 
 
 def psnr(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio of two 8-bit pictures over all samples, dB; LOSSLESS where they are equal."""
-    mse = float(np.mean((a.astype(np.float64) - b) ** 2))
-    return LOSSLESS if mse == 0 else 10 * math.log10(255**2 / mse)
+    from mcodec import rate  # with torch, which reports of what is measured do without
 
-
-def _planes(pixels: Pixels) -> Any:
-    """float32 tensor `[1, 3, H, W]` in 0..255."""
-    import torch
-
-    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
+    return rate.psnr(a, b, 255)
 
 
 def ms_ssim(a: Pixels, b: Pixels) -> float | None:
-    """Multi-scale structural similarity in RGB, 0..1; None for pictures too small for it (MS_SSIM_SIDE)."""
-    import pytorch_msssim
-    import torch
+    """Multi-scale structural similarity in RGB, 0..1; None for pictures too small for it (`rate.MS_SSIM_SIDE`)."""
+    from mcodec import rate
 
-    if min(a.shape[:2]) <= MS_SSIM_SIDE:
-        return None
-    with torch.no_grad():
-        return float(pytorch_msssim.ms_ssim(_planes(a), _planes(b), data_range=255))
+    return rate.ms_ssim(a, b, 255) if min(a.shape[:2]) >= rate.MS_SSIM_SIDE else None
 
 
 @cache
@@ -51,6 +39,13 @@ def _lpips_network() -> Any:
     import lpips
 
     return lpips.LPIPS(net="alex", verbose=False).eval()
+
+
+def _planes(pixels: Pixels) -> Any:
+    """float32 tensor `[1, 3, H, W]` in 0..255."""
+    import torch
+
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
 
 
 def lpips(a: Pixels, b: Pixels) -> float:
