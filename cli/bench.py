@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mcodec.cli.options import FILE, Number, check_device, device_option, load_codec, model_option
+from mcodec.cli.progress import QUIET
 from mcodec.errors import BenchError
 
 if TYPE_CHECKING:
@@ -71,9 +72,6 @@ CODECS_EXAMPLES = """\b
 Examples:
   mcodec bench codecs
 """
-
-#: Seconds between lines of progress where there is no terminal.
-QUIET = 30.0
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 threads_option = click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
@@ -343,20 +341,14 @@ def speed(
 @device_option
 def sheet(images: tuple[Path, ...], bpp: float, names: str, out: Path, device: str) -> None:
     """Draw the middle crops of pictures side by side, from files of equal size."""
-    from PIL import Image
-
     from mcodec.bench import codecs
     from mcodec.bench.sheet import draw
-    from mcodec.files import atomic
+    from mcodec.image import format_of, write_image
 
     check_device(device)
-    form = Image.registered_extensions().get(out.suffix.lower(), "")
-    if form not in Image.SAVE:
-        raise click.BadParameter(f"{out}: not a suffix of a format that Pillow writes", param_hint="--out")
+    format_of(out)  # what is no format is said before anything is encoded
     chosen = [codecs.make(name, device) for name in _names(names)]
-    drawn = draw(images, chosen, bpp, click.echo)
-    with atomic(out) as file:
-        drawn.save(file, form)
+    write_image(draw(images, chosen, bpp, click.echo), out)
     click.echo(out)
 
 

@@ -15,6 +15,7 @@ import click
 from mcodec.cli import many
 from mcodec.cli.options import (
     FILE,
+    F,
     Number,
     device_option,
     force_option,
@@ -69,7 +70,7 @@ def _suffix(_: click.Context, __: click.Parameter, value: str) -> str:
     return suffix
 
 
-def _many_options(function: many.F) -> many.F:
+def _many_options(function: F) -> F:
     """Options of both commands for many files."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per file."),

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.console import Console
@@ -18,7 +18,6 @@ from rich.progress import Progress
 from mcodec.cli.options import reason
 from mcodec.errors import CodecError
 
-F = TypeVar("F", bound=Callable[..., Any])
 Plan = list[tuple[Path, Path]]
 #: One picture is in work per job: more would only take memory.
 DEFAULT_JOBS = 4
