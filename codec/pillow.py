@@ -22,7 +22,7 @@ from PIL import Image, ImageFile
 
 from mcodec import container
 from mcodec.container import TAG_ALPHA, Kind
-from mcodec.errors import CodecError
+from mcodec.errors import CodecError, NotAnMciFile
 from mcodec.image.metadata import of_image
 from mcodec.reading import default_codec
 
@@ -41,8 +41,10 @@ class MciImageFile(ImageFile.ImageFile):
         self._data = cast(IO[bytes], self.fp).read()
         try:
             file = container.unpack(self._data)
-        except CodecError as error:
+        except NotAnMciFile as error:
             raise SyntaxError(str(error)) from error  # Pillow's sign for "not this format"
+        except CodecError as error:
+            raise OSError(str(error)) from error
         header = file.header
         self._size = header.width, header.height
         self._mode = _mode(header.kind, file.section(TAG_ALPHA) is not None)

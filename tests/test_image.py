@@ -334,6 +334,18 @@ def test_gps_that_points_to_what_it_should_not(pointers: int, offset: int, order
     assert kept is None or (len(kept) == len(block) and gps[:2] not in kept[10:])
 
 
+@pytest.mark.parametrize("name,least", [("a.webp", 99), ("a.jpg", 35), ("a.avif", 35)])
+def test_what_is_decoded_is_written_nearly_as_it_is(name: str, least: float, tmp_path: Path) -> None:
+    if Path(name).suffix not in Image.registered_extensions():
+        pytest.skip("this Pillow does not write it")
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    samples = np.dstack([np.tile(ramp, (48, 1)), np.tile(ramp[:48, None], (1, 64)), np.full((48, 64), 90, np.uint8)])
+    write_image(Image.fromarray(samples), tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        error = np.square(np.asarray(image.convert("RGB"), float) - samples).mean()
+    assert 10 * np.log10(255**2 / (error + 1e-9)) > least
+
+
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 def test_alpha(depth: type) -> None:
     rng = np.random.default_rng(0)

@@ -26,7 +26,13 @@ from mcodec.image.metadata import Metadata
 from mcodec.image.raster import Raster, eight_bits, to_raster
 from mcodec.image.reading import WIDE
 
-JPEG_QUALITY = 95
+#: Options without which Pillow would lose more than a decoded picture already has.
+QUALITY: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95},
+    "MPO": {"quality": 95},
+    "AVIF": {"quality": 95},
+    "WEBP": {"lossless": True},
+}
 #: Formats that are written band by band.
 IN_BANDS = ("PPM", "TIFF")
 #: What formats hold beyond 8-bit grey and RGB. Those that are not named hold neither.
@@ -84,8 +90,7 @@ def save(picture: Image.Image | Raster, file: BinaryIO, form: str, **options: An
     raster, lost = _fitted(raster, form)
     if lost:
         warnings.warn(f"{form} cannot hold {', '.join(lost)}", LossWarning, stacklevel=3)
-    if form == "JPEG":
-        options = {"quality": JPEG_QUALITY, **options}
+    options = {**QUALITY.get(form, {}), **options}
     if form == "ICO":
         options = {"sizes": [raster.size], **options}  # else Pillow takes smaller ones
     if form in IN_BANDS:
