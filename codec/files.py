@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -33,9 +34,12 @@ def read_bytes(source: str | PathLike[str]) -> bytes:
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
     """A temporary file in the same folder, renamed to `path` at the end: never a half-written file.
 
-    Raises OSError; after any exception the temporary file is gone and `path` is as it was.
+    A link stays one: the file that it names is written. Raises OSError, also where `path` is no file but a device or
+    pipe; after any exception the temporary file is gone and `path` is as it was.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     # Not tempfile: its mode 0600 is for secrets. The name is short, so any name the folder takes can be written.
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:

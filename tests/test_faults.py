@@ -125,3 +125,16 @@ def test_failures_leave_nothing(tmp_path: Path) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_only_files_are_replaced(picture: Path, tmp_path: Path) -> None:
+    """A link goes on naming its file; what is no file stays what it is."""
+    kept, link, pipe = tmp_path / "kept.mci", tmp_path / "link.mci", tmp_path / "pipe"
+    kept.write_bytes(b"old")
+    link.symlink_to(kept.name)
+    files.write_bytes(link, b"new")
+    assert link.is_symlink() and kept.read_bytes() == b"new"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="not a regular file"):
+        files.write_bytes(pipe, b"new")
+    assert pipe.is_fifo()
