@@ -293,8 +293,12 @@ def test_a_release_is_judged_by_pictures_and_training_goes_on_from_it(
 
 def test_checkpoint_errors(tmp_path: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(TrainingError, match="cannot read checkpoint"):
-        Trainer(config).load(tmp_path / "x.pt")
+    torch.save({"model": {}}, tmp_path / "foreign.pt")
+    reasons = {"x.pt": "none, or damaged", "foreign.pt": "another program", "no.pt": "No such file or directory"}
+    for name, reason in reasons.items():
+        for use in (Trainer(config).load, lambda path: export(path, tmp_path)):
+            with pytest.raises(TrainingError, match=f"cannot read checkpoint .*{reason}$"):
+                use(tmp_path / name)
     trainer = Trainer(config)
     del trainer.average["analysis.down.4.bias"]  # as of another version
     trainer.save(tmp_path / "other.pt")

@@ -14,6 +14,7 @@ from mcodec import __version__, weights
 from mcodec.errors import TrainingError
 from mcodec.model import Cascade, ModelConfig
 from mcodec.training import units
+from mcodec.training.checkpoint import read as read_checkpoint
 from mcodec.training.data import load_pictures, validation_batch
 
 #: Pictures, the size of their centres, and levels by which hidden units are judged.
@@ -27,10 +28,7 @@ LIMITS = (
 
 def load_average(checkpoint: Path) -> tuple[Cascade, dict[str, Any]]:
     """The model of a checkpoint with its averaged weights, and the checkpoint's other state."""
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise TrainingError(f"cannot read checkpoint {checkpoint}: {error}") from error
+    state = read_checkpoint(checkpoint)
     model = Cascade(ModelConfig.from_dict(state["model_config"]))
     try:
         model.load_state_dict(state["model"])

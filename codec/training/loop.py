@@ -26,6 +26,7 @@ from mcodec.model.context import QualityTable
 from mcodec.model.layers import Exact1x1, Pointwise, Response, Spatial
 from mcodec.model.quantizer import Codebooks
 from mcodec.training import units
+from mcodec.training.checkpoint import read as read_checkpoint
 from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, load_pictures, validation_batch
 from mcodec.training.replay import Replay
@@ -401,10 +402,7 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Resume from `save`."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise TrainingError(f"cannot read checkpoint {path}: {error}") from error
+        state = read_checkpoint(path)
         try:
             self.model.load_state_dict(state["model"])
         except (RuntimeError, KeyError, TypeError) as error:
