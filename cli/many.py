@@ -77,12 +77,14 @@ def run(
     force: bool,
 ) -> int:
     """Work through a plan; a file that fails is reported and the rest goes on. Returns the exit status."""
-    todo = [(source, target) for source, target in plan if force or not target.exists()]
-    counts = Counter(skipped=len(plan) - len(todo), done=0, failed=0)
+    todo: Plan = []
+    skipped: Plan = []
+    for source, target in plan:
+        (todo if force or not target.exists() else skipped).append((source, target))
+    counts = Counter(skipped=len(skipped), done=0, failed=0)
     if as_json:
-        for source, target in plan:
-            if (source, target) not in todo:
-                click.echo(line(source, target, "skipped", {}))
+        for source, target in skipped:
+            click.echo(line(source, target, "skipped", {}))
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, disable=not console.is_terminal or not todo) as bar:
         task = bar.add_task("files", total=len(todo))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mcodec import container
 from mcodec.cli import main as entry
+from mcodec.cli import many
 from mcodec.cli.options import reason
 from mcodec.image import Raster
 
@@ -264,6 +265,24 @@ def test_one_picture_too_large(
     status, text, err = run(capsys, "encode", picture.parent, out)
     assert (status, text) == (1, "1 done, 0 skipped, 1 failed\n")
     assert err == f"mcodec: error: {large}: not enough memory for this picture\n"
+
+
+def test_a_plan_is_gone_through_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file is looked for among all others: a folder may hold a million."""
+    plan = [(tmp_path / f"{i}.png", tmp_path / f"{i}.mci") for i in range(20)]
+    for _, target in plan[::2]:
+        target.touch()
+    compared: list[object] = []
+    monkeypatch.setattr(type(tmp_path), "__eq__", lambda one, other: compared.append(one) or one is other)
+    assert many.run(plan, lambda: lambda source, target: {}, 1, True, False) == 0
+    monkeypatch.undo()
+    rows = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert [row["status"] for row in rows] == ["skipped"] * 10 + ["done"] * 10
+    targets = [row["target"] for row in rows]
+    assert targets[:10] == [str(target) for _, target in plan[::2]] and len(set(targets)) == 20
+    assert not compared
 
 
 def test_what_is_no_reason() -> None:
