@@ -1,4 +1,4 @@
-"""`mcodec info`, `mcodec models` and `mcodec --version`; the first two never load weights."""
+"""`mcodec info`, `mcodec models` and `mcodec --version`; of them only `info --stages` loads weights."""
 
 from __future__ import annotations
 

@@ -83,6 +83,13 @@ def test_shell_completion(
     assert stopped.value.code == 0 and all(name in out for name in found) and "--quality" not in out
 
 
+def test_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    from mcodec.model import PRESETS
+
+    names = " ".join(run(capsys, "train", "--help")[1].partition("Model:")[2].partition(".")[0].split())
+    assert set(names.replace(" or ", ", ").split(", ")) == set(PRESETS)
+
+
 def test_help_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys)
     assert status == 0
