@@ -15,6 +15,7 @@ import click
 from mcodec.cli import many
 from mcodec.cli.options import (
     FILE,
+    STREAM,
     F,
     Number,
     device_option,
@@ -23,6 +24,7 @@ from mcodec.cli.options import (
     max_pixels_option,
     model_option,
     output_path,
+    read,
 )
 from mcodec.errors import CodecError, CorruptStream, FormatError
 
@@ -46,7 +48,6 @@ Examples:
   mcodec decode - - --format jpg < photo.mci > photo.jpg
   mcodec decode coded/ pictures/ --format webp
 """
-STREAM = Path("-")
 
 
 def _region(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -88,10 +89,6 @@ def _allow_large() -> None:
     from mcodec.container import MAX_PIXELS
 
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-
-
-def _read(source: Path) -> bytes:
-    return sys.stdin.buffer.read() if source == STREAM else source.read_bytes()
 
 
 @click.command(epilog=ENCODE_EXAMPLES)
@@ -156,6 +153,8 @@ def encode(
         codec = load_codec(model, device)
         return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata, effort, verify)
 
+    if len(paths) == 2 and not many.wanted(paths) and not paths[1].is_dir() and many.pictures(paths[1]):
+        raise CodecError(f"{paths[1]} is named like a picture, but would hold a .mci file")
     return _run(paths, ".mci", many.pictures, prepare, recursive, jobs, as_json, force)
 
 
@@ -173,7 +172,7 @@ def _encode_file(
     from mcodec.image import read_raster, write_bytes
     from mcodec.rate import Target, find
 
-    raster = read_raster(_read(source) if source == STREAM else source)
+    raster = read_raster(read(source) if source == STREAM else source)
     began = time.perf_counter()
     check: Callable[[bytes], None] | None = None
     if wanted:
@@ -253,7 +252,7 @@ def decode(
             from mcodec.container import unpack
             from mcodec.image import format_of
 
-            data = _read(source)
+            data = read(source)
             try:  # what is wrong with a file is said before weights are loaded
                 unpack(data, partial, max_pixels)
             except CorruptStream as error:

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from mcodec.cli.options import reason
+from mcodec.cli.options import STREAM, Folder, reason
 from mcodec.errors import CodecError
 
 Plan = list[tuple[Path, Path]]
@@ -25,7 +25,7 @@ DEFAULT_JOBS = 4
 
 def wanted(paths: tuple[Path, ...]) -> bool:
     """Whether the paths name more than one file and where it goes."""
-    return len(paths) > 2 or paths[0].is_dir() or _is_pattern(paths[0])
+    return len(paths) > 2 or paths[0].is_dir() or _is_pattern(paths[0]) or isinstance(paths[-1], Folder)
 
 
 def pictures(path: Path) -> bool:
@@ -42,20 +42,21 @@ def coded(path: Path) -> bool:
 
 def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], recursive: bool) -> Plan:
     """(source, target) of every file. A folder's files keep their place below it."""
+    if STREAM in paths:
+        raise click.UsageError("- stands for a single file.")
     if len(paths) < 2:
+        if _is_pattern(paths[0]):
+            _matches(paths[0])
         raise click.UsageError("a folder to write into is needed.")
     *sources, out = paths
     if out.exists() and not out.is_dir():
-        raise CodecError(f"{out} is no folder")
+        raise CodecError(f"{out} is no folder; several files go into the folder that is named last")
     found: list[tuple[Path, Path]] = []  # source, place below the folder
     for source in sources:
         if source.is_dir():
             found += [(path, path.relative_to(source)) for path in _files(source, recursive) if choose(path)]
         elif _is_pattern(source):
-            matches = [Path(name) for name in sorted(glob.glob(str(source), recursive=True)) if Path(name).is_file()]
-            if not matches:
-                raise CodecError(f"no file matches {source}")
-            found += [(path, Path(path.name)) for path in matches]
+            found += [(path, Path(path.name)) for path in _matches(source)]
         else:
             found.append((source, Path(source.name)))
     # a.jpg and a.png cannot both become a.mci: they keep their suffix
@@ -162,6 +163,13 @@ def _guarded(work: Callable[[Path, Path], dict[str, Any]], source: Path, target:
 
 def _is_pattern(path: Path) -> bool:
     return any(mark in str(path) for mark in "*?[") and not path.exists()
+
+
+def _matches(pattern: Path) -> list[Path]:
+    matches = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True)) if Path(name).is_file()]
+    if not matches:
+        raise CodecError(f"no file matches {pattern}")
+    return matches
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +22,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: What torch says where there is too little memory: it has no class for it that CPU and CUDA share.
 NO_MEMORY = ("out of memory", "can't allocate memory")
 
-FILE = click.Path(path_type=Path)  # existence is checked on reading, with the file named in one line
+#: Standard input or output.
+STREAM = Path("-")
+
+
+class Folder(type(Path())):  # type: ignore[misc]
+    """A path that was written with a separator at its end: a folder, there or not."""
+
+
+class _Place(click.Path):
+    """Existence is checked on reading, with the file named in one line."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if value == "":  # to pathlib the current folder; to who wrote it, a variable that was not set
+            self.fail("a name is empty", parameter, context)
+        path = super().convert(value, parameter, context)
+        return Folder(path) if str(value).endswith(os.sep) else path
+
+
+FILE = _Place(path_type=Path)
 
 
 class Number(click.FloatRange):
@@ -59,6 +79,11 @@ def max_pixels_option(function: F) -> F:
         metavar="N",
         help="Do not decode a file that claims more pixels: a tiny one may.",
     )(function)
+
+
+def read(source: Path) -> bytes:
+    """The content of a file or of standard input."""
+    return sys.stdin.buffer.read() if source == STREAM else source.read_bytes()
 
 
 def output_path(source: Path, target: Path | None, suffix: str, force: bool) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from mcodec.cli.options import FILE, check_device, load_codec, max_pixels_option, model_option
+from mcodec.cli.options import FILE, check_device, load_codec, max_pixels_option, model_option, read
+from mcodec.errors import CodecError, FormatError
 
 INFO_EXAMPLES = """\b
 Examples:
@@ -49,8 +50,11 @@ def info(source: Path, as_json: bool, stages: bool, max_pixels: int, model: str 
     """Print every header field of a .mci file; with --stages the bytes of each stage, coarse to fine."""
     from mcodec.container import describe
 
-    data = source.read_bytes()
-    fields = describe(data)
+    data = read(source)
+    try:
+        fields = describe(data)
+    except FormatError as error:
+        raise CodecError(f"{source}: {error}") from error
     if stages and fields["stages"] is None:
         fields["stages"] = load_codec(model, "auto").stage_bytes(data, max_pixels)
     if as_json:

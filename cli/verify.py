@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mcodec.cli.options import FILE, check_device, device_option, load_codec, max_pixels_option, model_option, reason
+from mcodec.cli.options import (
+    FILE,
+    check_device,
+    device_option,
+    load_codec,
+    max_pixels_option,
+    model_option,
+    read,
+    reason,
+)
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
@@ -58,7 +67,7 @@ def _check(path: Path, deep: bool, max_pixels: int, codec: Callable[[str], Codec
     """What was found of a file that is whole; raises what is wrong with it."""
     from mcodec.container import describe
 
-    data = path.read_bytes()
+    data = read(path)
     fields = describe(data, max_pixels=max_pixels)
     weights = codec(fields["fingerprint"])
     codes = weights.decode_with_codes(data, max_pixels)[1] if deep else weights.codes(data, max_pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -464,3 +465,34 @@ def test_training_needs_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "nothing" in fails(capsys, "train", "--out", out, "--data", tmp_path / "nothing")
     (tmp_path / "run.json").write_text('{"batches": 3}')
     assert "batches" in fails(capsys, "train", "--config", tmp_path / "run.json")
+
+
+def test_names_that_would_surprise(picture: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second picture is not overwritten, an unset variable is no folder, - is one file, a separator says folder."""
+    other = picture.with_name("other.png")
+    other.write_bytes(picture.read_bytes())
+    with_model = "--model", model
+    assert "named like a picture" in fails(capsys, "encode", "--force", picture, other, *with_model)
+    third = picture.with_name("third.png")
+    third.write_bytes(picture.read_bytes())
+    assert "named last" in fails(capsys, "encode", "--force", picture, other, third, *with_model)
+    assert "a name is empty" in fails(capsys, "encode", "", picture.with_suffix(".mci"), *with_model, status=2)
+    assert "single file" in fails(capsys, "encode", picture, other, "-", *with_model, status=2)
+    assert "no file matches" in fails(capsys, "encode", picture.parent / "none[1].png", *with_model)
+    assert {path.name for path in picture.parent.iterdir()} == {picture.name, other.name, third.name}
+    assert third.read_bytes() == other.read_bytes() == picture.read_bytes()
+    status, _, err = run(capsys, "encode", picture, f"{picture.parent}/new/", *with_model)
+    assert status == 0 and (picture.parent / "new" / picture.with_suffix(".mci").name).is_file(), err
+
+
+def test_info_and_verify_read_standard_input(
+    picture: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coded = picture.with_suffix(".mci")
+    assert run(capsys, "encode", picture, "--model", model)[0] == 0
+    for command in (("info", "-"), ("verify", "-", "--model", model)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(coded.read_bytes())))
+        status, text, err = run(capsys, *command)
+        assert status == 0 and ("ok, " in text or "fingerprint" in text), err
+    coded.write_bytes(coded.read_bytes()[:-9])
+    assert str(coded) in fails(capsys, "info", coded)
