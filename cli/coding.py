@@ -177,7 +177,7 @@ def _encode_file(
     check: Callable[[bytes], None] | None = None
     if wanted:
         ((measure, value),) = wanted.items()
-        data, quality, effort = find(codec, raster, Target(measure, value), metadata, effort)
+        data, quality, effort, reached = find(codec, raster, Target(measure, value), metadata, effort)
     else:
         quality = 50.0 if quality is None else quality
     if verify:  # a target's quality is encoded once more, for its codes
@@ -197,7 +197,11 @@ def _encode_file(
     bpp = 8 * len(data) / (width * height)
     report: dict[str, Any] = {"bytes": len(data), "bpp": bpp, "seconds": seconds, "quality": quality}
     text = f"{len(data):,} bytes, {bpp:.2f} bpp, "
-    text += f"quality {quality:.4g}, {seconds:.2f} s" if wanted else f"{seconds:.2f} s"
+    if wanted:
+        report[measure] = reached
+        text += f"{measure} {reached:.5g}, " if measure in ("psnr", "ms-ssim") else ""
+        text += f"quality {quality:.4g}, "
+    text += f"{seconds:.2f} s"
     if verify:
         report["verified"] = True
         text += ", verified"

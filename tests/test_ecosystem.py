@@ -21,7 +21,7 @@ from mcodec.api import Codec
 from mcodec.container import describe
 from mcodec.errors import TargetError
 from mcodec.image import to_raster
-from mcodec.rate import MEASURES, Target, encode_to, measure, search
+from mcodec.rate import MEASURES, TOLERANCE, Target, encode_to, measure, search
 
 Make = Callable[..., NDArray[np.uint8]]
 
@@ -219,7 +219,7 @@ def test_targets(name: str, plain: Codec, picture: Make) -> None:
     ends = [measure(plain, raster, plain.encode(raster, q), name) for q in (1, 100)]
     value = ends[0] + 0.4 * (ends[1] - ends[0])
     data, quality = encode_to(plain, raster, Target(name, value))
-    assert abs(measure(plain, raster, data, name) - value) <= 0.02 * value
+    assert abs(measure(plain, raster, data, name) - value) <= TOLERANCE[name] * (1 if name == "psnr" else value)
     assert data == plain.encode(raster, quality)
 
 
@@ -230,6 +230,9 @@ def test_unreachable_targets(plain: Codec, picture: Make) -> None:
         encode_to(plain, raster, Target("bytes", 50))
     with pytest.raises(TargetError, match="no quality gives 90 psnr: the nearest is "):
         encode_to(plain, raster, Target("psnr", 90))
+    best = measure(plain, raster, plain.encode(raster, 100), "psnr")
+    with pytest.raises(TargetError, match="no quality gives"):
+        encode_to(plain, raster, Target("psnr", best + 0.5))
     for measure_, value in (("bytes", 0), ("bpp", -1), ("ms-ssim", 1), ("psnr", math.inf), ("size", 1)):
         with pytest.raises(ValueError, match="a target"):
             Target(measure_, value)
@@ -243,7 +246,10 @@ def test_ms_ssim(plain: Codec, picture: Make) -> None:
     assert 0 < values[0] < values[1] < 1
     target = sum(values) / 2
     data, _ = encode_to(plain, raster, Target("ms-ssim", target))
-    assert abs(measure(plain, raster, data, "ms-ssim") - target) <= 0.02 * target
+    reached = measure(plain, raster, data, "ms-ssim")
+    assert abs(math.log((1 - reached) / (1 - target))) <= TOLERANCE["ms-ssim"]
+    with pytest.raises(TargetError, match="nearest is 0"):
+        encode_to(plain, raster, Target("ms-ssim", 0.99999))
     with pytest.raises(TargetError, match="sides of 161 pixels"):
         measure(plain, to_raster(picture(160, 180)), plain.encode(picture(160, 180)), "ms-ssim")
 

@@ -147,7 +147,7 @@ def test_a_target_that_no_higher_effort_reaches(
     data, dearer = (codec.encode(Image.open(source), 40, effort=effort) for effort in (1, 4))
     assert data != dearer
     assert encode(model, source, "--verify", "--effort", "4", "--target-bytes", str(len(data))) == 0
-    assert abs(target.stat().st_size - len(data)) <= rate.TOLERANCE * len(data)
+    assert abs(target.stat().st_size - len(data)) <= rate.TOLERANCE["bytes"] * len(data)
     found = rate.find(codec, Image.open(source), rate.Target("bytes", len(data)), effort=4)
     assert target.read_bytes() == found.data
 
