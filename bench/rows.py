@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mcodec.errors import BenchError
+
 Row = dict[str, Any]
 
 #: Where rows and crops lie in the folder of a run.
@@ -30,7 +32,7 @@ def key(row: Row) -> tuple[Any, ...]:
 
 
 class Rows:
-    """A measurement file, read on opening and appended to."""
+    """A measurement file, read on opening and appended to. BenchError where it is none."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,8 +44,11 @@ class Rows:
             if whole < len(text):
                 with open(path, "r+b") as file:
                     file.truncate(whole)
-            for line in text[:whole].splitlines():
-                self._keep(json.loads(line))
+            for number, line in enumerate(text[:whole].splitlines(), 1):
+                try:
+                    self._keep(json.loads(line))
+                except (ValueError, TypeError, KeyError) as error:
+                    raise BenchError(f"{path} is no file of measurements: line {number} is no row") from error
 
     def _keep(self, row: Row) -> None:
         self._rows.append(row)

@@ -332,6 +332,10 @@ def test_folders_without_results(tmp_path: Path) -> None:
         look(tmp_path)
     with pytest.raises(BenchError, match=r"there is no rows\.jsonl"):
         results.load(tmp_path)
+    for text in ("{", "[]", "{}", "\xff"):
+        (tmp_path / "rows.jsonl").write_text(f'{{"kind": "run"}}\n{text}\n', "latin-1")
+        with pytest.raises(BenchError, match=r"rows\.jsonl is no file of measurements: line 2"):
+            results.load(tmp_path)
 
 
 # ---- memory ----
