@@ -95,7 +95,7 @@ DAMAGE = {
     another: "is not what was encoded: the codes of stage 1 differ",
     without_alpha: "is not what was encoded: alpha differ",
     other_profile: "is not what was encoded: the metadata differ",
-    narrower: "cannot be decoded: alpha of 50x40 for a picture of 49x40",
+    narrower: "cannot be decoded: the alpha section is no PNG or WebP of 49x40",
     lambda data: b"": "cannot be decoded: not a .mci file",
 }
 
