@@ -434,12 +434,12 @@ def test_train_export_encode_decode(picture: Path, capsys: pytest.CaptureFixture
     out, weights = folder / "run", folder / "tiny.safetensors"
 
     train = ("train", "--config", config, "--out", out, "--device", "cpu", "--threads", "1")
-    status, text, err = run(capsys, *train, "--steps", "2,1,1,1")
-    assert status == 0 and "step 5 of 5" in text, err
+    status, text, err = run(capsys, *train, "--steps", "2,1,1")
+    assert status == 0 and "step 4 of 4" in text, err
     assert "bpp" in err and "ETA" in err
     assert "--resume" in fails(capsys, *train)
-    status, text, err = run(capsys, *train, "--steps", "2,1,1,2", "--resume")
-    assert status == 0 and "step 6 of 6" in text, err
+    status, text, err = run(capsys, *train, "--steps", "2,1,2", "--resume")
+    assert status == 0 and "step 5 of 5" in text, err
 
     export = ("export", out / "checkpoint.pt", "--out", folder, "--name", "tiny")
     assert run(capsys, *export)[0] == 0
@@ -454,9 +454,9 @@ def test_train_export_encode_decode(picture: Path, capsys: pytest.CaptureFixture
         assert image.size == (70, 50)
 
 
-@pytest.mark.parametrize("steps", ["3", "1,2,3", "1,2,-3,4", "a,b,c,d"])
+@pytest.mark.parametrize("steps", ["3", "1,2", "1,2,-3", "a,b,c"])
 def test_bad_steps(steps: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "noise,hard,frozen,prior" in fails(capsys, "train", "--steps", steps, status=2)
+    assert "noise,hard,frozen" in fails(capsys, "train", "--steps", steps, status=2)
 
 
 def test_training_needs_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
