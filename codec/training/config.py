@@ -13,11 +13,10 @@ from mcodec.model.cascade import BETA
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run: noise phase, then hard codes, then hard codes with the encoder frozen, then with all but the prior frozen.
+    """A run: noise phase, then hard codes, then hard codes with the encoder frozen.
 
-    The learning rate is constant, then falls linearly to zero over the last `decay_steps` of the first three phases, so
-    that a run can be extended by raising `noise_steps` before the decay begins. In the last phase it falls once more:
-    the prior has followed codes that changed all the time, and none of its mean errors need stay.
+    The learning rate is constant, then falls linearly to zero over the last `decay_steps` of the run, so that a run
+    can be extended by raising `noise_steps` before the decay begins.
     """
 
     preset: str = "cascade"
@@ -28,7 +27,6 @@ class TrainConfig:
     noise_steps: int = 20000
     hard_steps: int = 3000
     frozen_steps: int = 1000
-    prior_steps: int = 300
     batch: int = 4
     crop: int = 256
     decay_steps: int = 4000
@@ -56,16 +54,10 @@ class TrainConfig:
     @property
     def steps(self) -> int:
         """All phases."""
-        return self._before_prior + self.prior_steps
-
-    @property
-    def _before_prior(self) -> int:
         return self.noise_steps + self.hard_steps + self.frozen_steps
 
     def phase(self, step: int, gumbel: bool = False) -> str:
-        """ "noise", "hard", "frozen" or "prior"; for a Gumbel model the first two are "gumbel"."""
-        if step >= self._before_prior:
-            return "prior"
+        """ "noise", "hard" or "frozen"; for a Gumbel model the first two are "gumbel"."""
         if step >= self.noise_steps + self.hard_steps:
             return "frozen"
         if gumbel:
@@ -74,10 +66,8 @@ class TrainConfig:
 
     def rate(self, step: int) -> float:
         """Learning-rate factor of a step."""
-        if step >= self._before_prior:
-            return (self.steps - step) / self.prior_steps
         warm = min(1.0, (step + 1) / max(1, self.warmup))
-        return warm * min(1.0, (self._before_prior - step) / max(1, self.decay_steps))
+        return warm * min(1.0, (self.steps - step) / max(1, self.decay_steps))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""

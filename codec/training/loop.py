@@ -31,10 +31,8 @@ from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, load_pictures, validation_batch
 from mcodec.training.replay import Replay
 
-#: What the encoder alone uses; frozen in the third phase.
+#: What the encoder alone uses; frozen in the last phase.
 ENCODER_PARTS = ("analysis.", ".posterior.", ".correct")
-#: What decides probabilities alone; nothing else learns in the last phase.
-PRIOR_PARTS = (".context.", ".log_weights")
 #: Levels at which validation is measured.
 VALIDATION_LEVELS = (25, 76, 127, 178, 229)
 
@@ -53,23 +51,15 @@ MAX_BAD_STEPS = 20
 Report = Callable[[dict[str, Any]], None]
 
 
-def _learns(name: str, phase: str) -> bool:
-    """Whether a parameter learns in a phase."""
-    if phase == "prior":
-        return any(part in name for part in PRIOR_PARTS)
-    return phase != "frozen" or not any(part in name for part in ENCODER_PARTS)
-
-
-def _mode(phase: str) -> str:
-    """How latents become codes in a phase; see Cascade.forward."""
-    return "hard" if phase in ("frozen", "prior") else phase
+def _is_encoder(name: str) -> bool:
+    return any(part in name for part in ENCODER_PARTS)
 
 
 def _soap(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
     try:
         from pytorch_optimizer import SOAP
     except ImportError as error:
-        raise TrainingError(f"soap needs pytorch-optimizer (pip install '.[train]'): {error}") from error
+        raise TrainingError(f"soap needs pytorch-optimizer (pip install '.[train]' in mcodec's folder): {error}") from error
     # bases of the smaller side only: most of the gain for a third of the time (10 % of a step on a CPU)
     optimizer: torch.optim.Optimizer = SOAP(
         groups,
@@ -102,8 +92,6 @@ class Trainer:
     """State of a run: model, optimizer, EMA, data, step. Multi-GPU runs start one per process (torchrun)."""
 
     def __init__(self, config: TrainConfig) -> None:
-        if preset(config.preset).assignment == "gumbel":
-            config = config.updated(prior_steps=0)  # the seed's loss has no rate
         self.config = config
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -227,11 +215,11 @@ class Trainer:
         config, phase = self.config, self.config.phase(self.step, self.gumbel)
         if phase != self._phase:
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(_learns(name, phase))
+                parameter.requires_grad_(not (phase == "frozen" and _is_encoder(name)))
             self._phase, self._replay = phase, None
         factor = config.rate(self.step)
         self._set_rates(factor)
-        mode = _mode(phase)
+        mode = "hard" if phase == "frozen" else phase
         if self.step == 0:
             self._calibrate(mode)
         if not self._replayed:
@@ -345,7 +333,7 @@ class Trainer:
         if self.validation is None:
             return {}
         phase = self.config.phase(max(0, self.step - 1), self.gumbel)
-        mode = _mode(phase)
+        mode = "hard" if phase == "frozen" else phase
         current = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self._set(self.average)
         x, rows = self.validation, []
