@@ -38,8 +38,8 @@ def _steps(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
         steps = tuple(int(part) for part in value.split(","))
     except ValueError:
         steps = ()
-    if len(steps) != 4 or min(steps) < 0:
-        raise click.BadParameter("four whole numbers are needed, noise,hard,frozen,prior: 20000,3000,1000,300")
+    if len(steps) != 3 or min(steps) < 0:
+        raise click.BadParameter("three whole numbers are needed, noise,hard,frozen: 20000,3000,1000")
     return steps
 
 
@@ -50,7 +50,7 @@ def _steps(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.option("--data", multiple=True, metavar="PATH", help="Tar shard, folder or picture; repeatable.")
 @click.option("--validation", multiple=True, metavar="PATH", help="Held-out pictures; repeatable.")
 @click.option("--out", metavar="DIR", help="Folder of the run. [default: runs/PRESET]")
-@click.option("--steps", callback=_steps, metavar="N,N,N,N", help="Steps of the noise, hard, frozen and prior phase.")
+@click.option("--steps", callback=_steps, metavar="N,N,N", help="Steps of the noise, hard and frozen phase.")
 @click.option("--minutes", type=Number(0), help="Stop, resumably, after this long.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @device_option
@@ -72,7 +72,7 @@ def train(
     seed: int | None,
     resume: bool,
 ) -> None:
-    """Train a model: noise phase, hard codes, frozen encoder, the prior alone, as one resumable run.
+    """Train a model: noise phase, hard codes, frozen encoder, as one resumable run.
 
     The folder of the run holds config.json, log.jsonl, checkpoint.pt and, with the extra "train", plots.
     """
@@ -85,7 +85,7 @@ def train(
     if config is None and resume and out is not None and (Path(out) / "config.json").exists():
         config = Path(out) / "config.json"
     settings = TrainConfig.from_file(config) if config else TrainConfig()
-    noise, hard, frozen, prior = steps or (None, None, None, None)
+    noise, hard, frozen = steps or (None, None, None)
     settings = settings.updated(
         preset=preset,
         init=init,
@@ -95,7 +95,6 @@ def train(
         noise_steps=noise,
         hard_steps=hard,
         frozen_steps=frozen,
-        prior_steps=prior,
         minutes=minutes,
         threads=threads,
         device=None if device == "auto" else device,
