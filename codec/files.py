@@ -24,7 +24,7 @@ def read_bytes(source: str | PathLike[str]) -> bytes:
     try:
         import fsspec
     except ImportError as error:
-        raise CodecError("URLs need fsspec: pip install '.[url]' in mcodec's folder") from error
+        raise CodecError("URLs need fsspec: pip install '.[url]'") from error
     with fsspec.open(place, "rb") as file:
         data: bytes = file.read()
     return data

@@ -59,7 +59,7 @@ def _soap(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.opt
     try:
         from pytorch_optimizer import SOAP
     except ImportError as error:
-        raise TrainingError(f"soap needs pytorch-optimizer (pip install '.[train]' in mcodec's folder): {error}") from error
+        raise TrainingError(f"soap needs pytorch-optimizer (pip install '.[train]'): {error}") from error
     # bases of the smaller side only: most of the gain for a third of the time (10 % of a step on a CPU)
     optimizer: torch.optim.Optimizer = SOAP(
         groups,

@@ -16,7 +16,7 @@ def plot_run(folder: Path) -> Path:
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
     except ImportError as error:
-        raise TrainingError(f"plots need matplotlib (pip install '.[train]' in mcodec's folder): {error}") from error
+        raise TrainingError(f"plots need matplotlib (pip install '.[train]'): {error}") from error
     try:
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     except (OSError, ValueError) as error:
