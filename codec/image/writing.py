@@ -31,7 +31,7 @@ QUALITY: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95},
     "MPO": {"quality": 95},
     "AVIF": {"quality": 95},
-    "WEBP": {"lossless": True},
+    "WEBP": {"lossless": True, "exact": True},
 }
 #: Formats that are written band by band.
 IN_BANDS = ("PPM", "TIFF")
