@@ -467,7 +467,9 @@ def test_training_needs_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "batches" in fails(capsys, "train", "--config", tmp_path / "run.json")
 
 
-def test_names_that_would_surprise(picture: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_would_surprise(
+    picture: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second picture is not overwritten, an unset variable is no folder, - is one file, a separator says folder."""
     other = picture.with_name("other.png")
     other.write_bytes(picture.read_bytes())
@@ -481,6 +483,8 @@ def test_names_that_would_surprise(picture: Path, model: Path, capsys: pytest.Ca
     assert "no file matches" in fails(capsys, "encode", picture.parent / "none[1].png", *with_model)
     assert {path.name for path in picture.parent.iterdir()} == {picture.name, other.name, third.name}
     assert third.read_bytes() == other.read_bytes() == picture.read_bytes()
+    monkeypatch.setitem(Image.EXTENSION, ".mci", "PNG")  # as where the plugin is registered
+    assert run(capsys, "encode", picture, picture.with_name("named.mci"), *with_model)[0] == 0
     status, _, err = run(capsys, "encode", picture, f"{picture.parent}/new/", *with_model)
     assert status == 0 and (picture.parent / "new" / picture.with_suffix(".mci").name).is_file(), err
 
