@@ -153,7 +153,8 @@ def encode(
         codec = load_codec(model, device)
         return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata, effort, verify)
 
-    misnamed = len(paths) == 2 and many.pictures(paths[1]) and not many.coded(paths[1])  # a plugin makes Pillow read both
+    # where the plugin is registered, Pillow reads .mci files, too
+    misnamed = len(paths) == 2 and many.pictures(paths[1]) and not many.coded(paths[1])
     if misnamed and not many.wanted(paths) and not paths[1].is_dir():
         raise CodecError(f"{paths[1]} is named like a picture, but would hold a .mci file")
     return _run(paths, ".mci", many.pictures, prepare, recursive, jobs, as_json, force)
