@@ -341,12 +341,22 @@ def rans_decode(
     if not use_triton(streams.words.device):
         return rans_decode_reference(tables, offset, scale, shape, streams)
     batch, groups, positions = shape
+    max_lanes, size, width = streams.states.shape[1], tables.shape[1], columns(tables.shape[1])
+    static = offset is None or scale is None
+    unit = max(16, max_lanes)  # whole steps; a multiple of 16 is one case for the compiler, others are another
+    together = max(1, ROW_BYTES // (4 * width * unit))
+    if offset is not None and scale is not None and batch > together:
+        # many small streams: as many at once as have room for a step each
+        found = []
+        for first in range(0, batch, together):
+            some = slice(first, first + together)
+            part = streams.part(some)
+            found.append(rans_decode(tables, offset[some], scale[some], (len(part.lanes), groups, positions), part))
+        return torch.cat(found)
     order, count = coded_order(scale, shape, streams.words.device)
     codes = torch.zeros(shape, dtype=torch.int32, device=order.device)
     if codes.numel() == 0:
         return codes
-    max_lanes, size, width = streams.states.shape[1], tables.shape[1], columns(tables.shape[1])
-    static = offset is None or scale is None
     if static:
         chunk = order.shape[1]
         every = torch.arange(groups, dtype=torch.int32, device=order.device)[None]
@@ -355,15 +365,6 @@ def rans_decode(
     else:
         assert offset is not None and scale is not None
         offset, scale = offset.contiguous(), scale.contiguous()
-        unit = max(16, max_lanes)  # whole steps; a multiple of 16 is one case for the compiler, others are another
-        together = max(1, ROW_BYTES // (4 * width * unit))
-        if batch > together:  # many small streams: as many at once as have room for a step each
-            for first in range(0, batch, together):
-                some = slice(first, first + together)
-                part = streams.part(some)
-                shape = len(part.lanes), groups, positions
-                codes[some] = rans_decode(tables, offset[some], scale[some], shape, part)
-            return codes
         chunk = max(1, min(ROW_BYTES // (4 * width * batch * unit), -(-order.shape[1] // unit))) * unit
         table = torch.empty((batch, chunk, width), dtype=torch.int32, device=order.device)
     scan = max_lanes <= 8 and max_lanes * width <= SCANNED
