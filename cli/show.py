@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mcodec.cli.many import named
 from mcodec.cli.options import FILE, check_device, load_codec, max_pixels_option, model_option, read
 from mcodec.errors import CodecError, FormatError
 
@@ -54,7 +55,7 @@ def info(source: Path, as_json: bool, stages: bool, max_pixels: int, model: str 
     try:
         fields = describe(data)
     except FormatError as error:
-        raise CodecError(f"{source}: {error}") from error
+        raise CodecError(named(str(error), source)) from error
     if stages and fields["stages"] is None:
         fields["stages"] = load_codec(model, "auto").stage_bytes(data, max_pixels)
     if as_json:

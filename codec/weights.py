@@ -156,9 +156,8 @@ def load_tensors(model: Cascade, tensors: dict[str, Any]) -> None:
         for name, module in model.named_modules():
             if isinstance(module, Body):  # a release leaves out hidden units that stay closed
                 widths = [module.width, *take(f"{name}.{len(module) - 1}.weight").shape[1:2]]
-                module.select(torch.arange(max(1, min(widths))))
-        for name, module in model.named_modules():
-            if isinstance(module, IntegerLayer):
+                module.select(torch.arange(max(1, min(widths))))  # before its layers come
+            elif isinstance(module, IntegerLayer):
                 stored = take(f"{name}.weight", module.weight), take(f"{name}.bias", module.bias)
                 module.load_integers(*stored)
                 if not all(map(torch.equal, module.integers(), (value.float() for value in stored))):

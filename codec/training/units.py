@@ -91,15 +91,13 @@ def normalize(model: Cascade, run: Run, keep: bool) -> int:
 
 def _revive(body: Body, size: Tensor, closed: Tensor) -> int:
     """Hidden units of a body with pointwise layers: new weights for the closed ones, the others to unit size."""
-    layers = list(body)
-    gate = next(place for place, layer in enumerate(layers) if isinstance(layer, Gate))
-    before, after = layers[gate - 1], layers[gate + 1]
-    first = next(layer for layer in layers if isinstance(layer, Pointwise | nn.Conv2d) and layer.weight.shape[1] > 1)
+    before, after = body.around_gate()
+    first = before[0]
     if not isinstance(first, Pointwise) or not isinstance(after, Pointwise):
         return 0
     size = torch.where(closed, 1.0, size)
     first.weight.div_(size[:, None])
-    for layer in {id(layer): layer for layer in (first, before)}.values():
+    for layer in before:
         bias = layer.bias
         assert isinstance(bias, Tensor)
         bias /= size
