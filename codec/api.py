@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mcodec import batch, container, decoding, encoding, weights
+from mcodec import batch, container, decoding, encoding, tiles, weights
 from mcodec.batch import Result
-from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_FILTER, TAG_ICC, TAG_XMP, Container, Header
+from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_FILTER, TAG_ICC, TAG_SHIFTS, TAG_XMP, Container, Header
 from mcodec.engine import Engine, batch_pixels
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, to_raster
@@ -133,11 +133,11 @@ class Codec:
             container.pack(
                 Container(
                     Header(*raster.size, level, self.fingerprint, raster.kind, engine.tile),
-                    codes,
-                    _sections(raster, metadata, postfilter),
+                    payload.codes,
+                    _sections(raster, metadata, payload),
                 )
             )
-            for raster, level, (codes, postfilter) in zip(rasters, levels, payloads, strict=True)
+            for raster, level, payload in zip(rasters, levels, payloads, strict=True)
         ]
         return [(file, [stage.cpu() for stage in canvas]) for file, canvas in zip(files, canvases, strict=True)]
 
@@ -270,7 +270,8 @@ class Codec:
             return [sum(stage) for stage in streams.sizes]
         padded = engine.padded(file.header.height, file.header.width)
         stream = streams.stream(0)
-        words = decoding.read_tiles(engine, [stream], *padded, [file.header.level])[1]
+        moves = tiles.unpack_shifts(file.section(TAG_SHIFTS), self.stages, 1)
+        words = decoding.read_tiles(engine, [stream], *padded, [file.header.level], moves)[1]
         ends = decoding.stage_ends(stream, torch.cat(words).tolist())
         return [end - begin for begin, end in pairwise((0, *ends))]
 
@@ -310,10 +311,11 @@ def _check_metadata(metadata: str) -> None:
         raise ValueError(f"metadata must be one of {', '.join(METADATA)}, got {metadata!r}")
 
 
-def _sections(raster: Raster, metadata: str, postfilter: bytes) -> tuple[tuple[int, bytes], ...]:
+def _sections(raster: Raster, metadata: str, payload: encoding.Payload) -> tuple[tuple[int, bytes], ...]:
     """What a file holds beside the codes."""
     kept = raster.metadata.kept(metadata)
-    sections = [(TAG_FILTER, postfilter), (TAG_ICC, kept.icc), (TAG_EXIF, kept.exif), (TAG_XMP, kept.xmp)]
+    sections = [(TAG_SHIFTS, payload.shifts), (TAG_FILTER, payload.filter)]
+    sections += [(TAG_ICC, kept.icc), (TAG_EXIF, kept.exif), (TAG_XMP, kept.xmp)]
     if raster.alpha is not None:
         sections.append((TAG_ALPHA, alpha.pack(raster.alpha)))
     return tuple((tag, payload) for tag, payload in sections if payload)

@@ -31,11 +31,15 @@ MAX_LOG2_TILE = 10
 TILE = 1024
 
 #: Section tags. A reader skips unknown tags from OPTIONAL_TAGS on and refuses unknown ones below.
-TAG_CODES, TAG_ICC, TAG_EXIF, TAG_XMP, TAG_ALPHA, TAG_FILTER = 1, 2, 3, 4, 5, 130
+TAG_CODES, TAG_ICC, TAG_EXIF, TAG_XMP, TAG_ALPHA, TAG_SHIFTS, TAG_FILTER = 1, 2, 3, 4, 5, 6, 130
 OPTIONAL_TAGS = 128
 _NAMES = {
-    TAG_CODES: "codes", TAG_ICC: "icc", TAG_EXIF: "exif", TAG_XMP: "xmp", TAG_ALPHA: "alpha", TAG_FILTER: "filter",
+    TAG_CODES: "codes", TAG_ICC: "icc", TAG_EXIF: "exif", TAG_XMP: "xmp", TAG_ALPHA: "alpha", TAG_SHIFTS: "shifts",
+    TAG_FILTER: "filter",
 }  # fmt: skip
+
+#: What comes before the codes, so that a picture made from the file's beginning has what it needs.
+_FIRST = TAG_SHIFTS, TAG_ICC, TAG_FILTER
 
 #: Bytes of a filter's section: weights alike in all channels, of each channel's own, and these with other channels'.
 FILTER_BYTES = (13, 39, 45)
@@ -126,9 +130,8 @@ def pack(container: Container) -> bytes:
     for tag, _ in container.sections:
         if tag == TAG_CODES or not (tag in _NAMES or OPTIONAL_TAGS <= tag <= 255):
             raise ValueError(f"section tag {tag} cannot be written")
-    # What pictures made from the file's beginning need comes before the codes.
-    first = [section for section in container.sections if section[0] in (TAG_ICC, TAG_FILTER)]
-    rest = [section for section in container.sections if section[0] not in (TAG_ICC, TAG_FILTER)]
+    first = [section for section in container.sections if section[0] in _FIRST]
+    rest = [section for section in container.sections if section[0] not in _FIRST]
     for tag, payload in (*first, (TAG_CODES, container.codes), *rest):
         out += bytes([tag]) + leb128.encode(len(payload)) + payload
     return bytes(out) + zlib.crc32(out).to_bytes(CRC_BYTES, "little")

@@ -17,6 +17,7 @@ from mcodec.container import Container, Header
 from mcodec.engine import Engine
 from mcodec.errors import CorruptStream
 from mcodec.image import Samples, Strips, from_tensor, to_uint8
+from mcodec.kernels.backend import upload
 from mcodec.model.window import Box, Window, window
 
 
@@ -50,6 +51,7 @@ def read_codes(
     later = [] if checks is None and engine.device.type != "cpu" else checks
     held = [file.streams for file in files]
     total = len(engine.model.stages)
+    moves = [tiles.unpack_shifts(file.section(container.TAG_SHIFTS), total, file.header.tiles) for file in files]
     canvases: list[list[Tensor]] = [[] for _ in files]
     jobs: list[tuple[int, int, Box, int]] = []  # file, tile, its place, stages to read
     for i, file in enumerate(files):
@@ -84,6 +86,7 @@ def read_codes(
             box.bottom - box.top,
             box.right - box.left,
             [files[i].header.level for i, _, _, _ in group],
+            [moves[i][tile] for i, tile, _, _ in group],
             count,
             partial,
             later,
@@ -134,13 +137,15 @@ def read_tiles(
     height: int,
     width: int,
     levels: list[int],
+    moves: list[list[int]],
     count: int | None = None,
     partial: bool = False,
     checks: list[Callable[[], None]] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Tiles of one padded size: per stage the codes, `[B, M, h, w]`, and how many words are read at its end, `[B]`.
 
-    count: how many stages to read. partial: as many of them as are whole. checks: as of `read_codes`.
+    moves: shifts of each tile's stages. count: how many stages to read. partial: as many of them as are whole.
+    checks: as of `read_codes`.
     """
     # batches are padded to their longest stream: a few bytes of a header must not buy more than a tile can hold
     symbols = sum(s.groups * (height // s.stride) * (width // s.stride) for s in engine.model.config.stages)
@@ -149,12 +154,14 @@ def read_tiles(
     decoder = entropy.batch_decoder(streams, engine.device, truncated=partial)
     kept: list[Tensor] = []
     words: list[Tensor] = []
+    moved = upload(torch.tensor(moves), engine.device) if any(map(any, moves)) else None
 
     def read(index: int, offset: Tensor | None, scale: Tensor | None) -> Tensor:
         stage = engine.model.config.stages[index]
         grid = (height // stage.stride, width // stage.stride)
         shape = (stage.groups, grid[0] * grid[1])
-        codes = decoder.decode_stage(engine.tables[index], *engine.prior(index, offset, scale), shape)
+        prior = engine.prior(index, offset, scale, None if moved is None else moved[:, index])
+        codes = decoder.decode_stage(engine.tables[index], *prior, shape)
         kept.append(codes.unflatten(2, grid))
         words.append(decoder.words_read)
         return kept[-1]

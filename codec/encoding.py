@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from mcodec.container import Kind
 from mcodec.decoding import place_codes, read_tiles, stage_ends
 from mcodec.engine import Engine
 from mcodec.image import Raster, Samples, from_tensor, window_tensor
-from mcodec.model import search
+from mcodec.model import search, shifts
 from mcodec.model.cascade import BETA
 from mcodec.model.walk import Seams
 from mcodec.model.window import Box
@@ -56,13 +56,18 @@ class _Tile:
         return self.padded, self.inner
 
 
+class Payload(NamedTuple):
+    """Sections of a file; what would not pay is empty."""
+
+    codes: bytes
+    shifts: bytes
+    filter: bytes
+
+
 def payloads(
     engine: Engine, rasters: Sequence[Raster], levels: Sequence[int], steps: int, canvases: list[list[Tensor]]
-) -> list[tuple[bytes, bytes]]:
-    """The sections of codes and filters of pictures; codes go into `canvases` that are not empty.
-
-    steps: of the search. Filters that would not pay are empty.
-    """
+) -> list[Payload]:
+    """The sections of pictures; codes go into `canvases` that are not empty. steps: of the search."""
     for raster in rasters:
         container.check_size(*raster.size)
     jobs = [
@@ -70,7 +75,8 @@ def payloads(
         for item, (raster, level) in enumerate(zip(rasters, levels, strict=True))
         for tile in _tiles(engine, item, raster.size, level)
     ]
-    done: list[tuple[bytes, list[int]]] = [(b"", [])] * len(jobs)
+    done: list[tuple[bytes, list[int]]] = [(b"", [])] * len(jobs)  # streams, and where their stages end
+    moves: list[list[int]] = [[]] * len(jobs)
     sums: list[Tensor | None] = [None] * len(jobs)
     waiting: list[Callable[[], None]] = []
 
@@ -88,15 +94,15 @@ def payloads(
                 sums[i] = postfilter.statistics(pictures[item], x[item], tile.shown, kind.grey, limit)
 
         def settle() -> None:
-            streams, reads = results()
+            streams, reads, moved = results()
             ends: list[list[int]] = [[]] * len(streams)
             if any(seams):
                 if reads is None:  # where the stages end shows in reading them back
-                    words = read_tiles(engine, streams, inner.bottom - inner.top, inner.right - inner.left, levels)[1]
-                    reads = torch.stack(words, 1).tolist()
+                    size = inner.bottom - inner.top, inner.right - inner.left
+                    reads = torch.stack(read_tiles(engine, streams, *size, levels, moved)[1], 1).tolist()
                 ends = [stage_ends(stream, read) for stream, read in zip(streams, reads, strict=True)]
-            for i, stream, end in zip(members, streams, ends, strict=True):
-                done[i] = stream, end
+            for i, stream, end, move in zip(members, streams, ends, moved, strict=True):
+                done[i], moves[i] = (stream, end), move
 
         if engine.device.type == "cpu":
             settle()
@@ -108,15 +114,16 @@ def payloads(
     engine.each(work, batches, 1 if steps else engine.tile_workers)
     for settle in waiting:
         settle()
-    of_picture: list[list[tuple[bytes, list[int]]]] = [[] for _ in rasters]
-    products: list[list[Tensor]] = [[] for _ in rasters]
-    for tile, result, product in zip(jobs, done, sums, strict=True):
-        of_picture[tile.item].append(result)
-        if product is not None:
-            products[tile.item].append(product)
+    of_picture: list[list[int]] = [[] for _ in rasters]  # its tiles
+    for i, tile in enumerate(jobs):
+        of_picture[tile.item].append(i)
     return [
-        (tiles.pack(*zip(*results, strict=True)), _filter(engine, product, level, raster.kind))
-        for results, product, level, raster in zip(of_picture, products, levels, rasters, strict=True)
+        Payload(
+            tiles.pack(*zip(*(done[i] for i in members), strict=True)),
+            tiles.pack_shifts([moves[i] for i in members]),
+            _filter(engine, [product for i in members if (product := sums[i]) is not None], level, raster.kind),
+        )
+        for members, level, raster in zip(of_picture, levels, rasters, strict=True)
     ]
 
 
@@ -142,8 +149,9 @@ def _tiles(engine: Engine, item: int, size: tuple[int, int], level: int) -> list
     return jobs
 
 
-#: Streams of a batch of tiles, and the words that a decoder has read of each at the end of each stage, where known.
-_Results = tuple[list[bytes], "list[list[int]] | None"]
+#: Of a batch of tiles: streams, the words that a decoder has read of each at the end of each stage, where known, and
+#: the shifts of each one's stages.
+_Results = tuple[list[bytes], "list[list[int]] | None", list[list[int]]]
 
 
 def _encode(
@@ -170,37 +178,37 @@ def _encode(
     if steps == 0 or not search.searchable(engine.model):
         return first.results, first.coded, x, picture
 
-    streams, reads = first.results()
+    streams, reads, moves = first.results()
     kinds, pixels = [raster.kind for raster, _ in windows], [raster.crop(*outer) for raster, outer in windows]
     with torch.no_grad(), engine.precision():
         sizes, grey = [(w.shape[0], w.shape[1]) for w in pixels], [kind.grey for kind in kinds]
-        better = search.Search(engine.model, x, level, sizes, grey, cuts).latents(first.codes, steps)
+        better = search.Search(engine.model, x, level, sizes, grey, first.shifts, cuts).latents(first.codes, steps)
         second = _Pass(engine, len(windows), inner)
 
         def choose(index: int, _: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
             if index in better:
                 codes = second.assign(index, better[index], offset, scale)
             else:
-                codes = second.add(index, first.codes[index], offset, scale)
+                codes = second.add(index, first.codes[index], offset, scale, first.shifts[index])
             book = engine.model.stage(index).codebooks
             return book.lookup(codes), book.lookup_coordinates(codes)
 
         state = engine.model.walk(x.shape[2], x.shape[3], level, choose, cuts)
         pictures = [picture, engine.model.synthesis(state, level).float()]
-    others, other_reads = second.results()
+    others, other_reads, other_moves = second.results()
     for i, window in enumerate(pixels):
         costs = [
             _cost(engine, picture[i : i + 1].cpu(), window, kinds[i], levels[i], inner, stream)
             for picture, stream in zip(pictures, (streams[i], others[i]), strict=True)
         ]
         if costs[1] < costs[0]:  # by what a decoder makes of it
-            streams[i] = others[i]
+            streams[i], moves[i] = others[i], other_moves[i]
             pictures[0][i] = pictures[1][i]
             if reads is not None and other_reads is not None:
                 reads[i] = other_reads[i]
             for mine, theirs in zip(first.coded, second.coded, strict=True):
                 mine[i] = theirs[i]
-    return (lambda: (streams, reads)), first.coded, x, pictures[0]
+    return (lambda: (streams, reads, moves)), first.coded, x, pictures[0]
 
 
 def _cost(
@@ -222,26 +230,42 @@ class _Pass:
         self.coder = entropy.batch_encoder(batch, engine.device)
         self.codes: list[Tensor] = []  # of the stages so far, `[B, M, h, w]`, of the whole window
         self.coded: list[Tensor] = []  # those in `inner`
+        self.shifts: list[Tensor] = []  # `[B]` each
 
     def assign(self, index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
         """Rate-aware codes of a stage; see `Cascade.encode`."""
-        book = self._engine.model.stage(index).codebooks
-        prior = self._engine.prior(index, offset, scale)
-        tables = self._engine.tables[index]
-        codes = self.coder.choose(tables, *prior, book.vectors(latents), book.codewords, BETA)
-        return self.add(index, codes.unflatten(2, latents.shape[2:]), offset, scale)
+        shift = self._shift(index, latents, offset, scale)
+        codes = self._choose(index, latents, offset, scale, shift)
+        return self.add(index, codes.unflatten(2, latents.shape[2:]), offset, scale, shift)
+
+    def _choose(
+        self, index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None, shift: Tensor | None
+    ) -> Tensor:
+        book, prior = self._engine.model.stage(index).codebooks, self._engine.prior(index, offset, scale, shift)
+        return self.coder.choose(self._engine.tables[index], *prior, book.vectors(latents), book.codewords, BETA)
+
+    def _shift(self, index: int, latents: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
+        """Of the stage's scales, by the codes that some positions would have without."""
+        if offset is None or scale is None:
+            return torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+        book, step = self._engine.model.stage(index).codebooks, shifts.spread(latents.shape[2] * latents.shape[3])
+        v, g, s = (part.flatten(2)[:, :, ::step].contiguous() for part in (latents, offset, scale))
+        value = book.lookup(self._choose(index, v[..., None], g[..., None], s[..., None], None)[..., None])
+        return shifts.best(value[..., 0], g, s, self._engine.model.config.sigma_min, step)
 
     def results(self) -> _Results:
-        """Streams and reads of the tiles."""
-        return self.coder.finish(), self.coder.stage_words()
+        """Of the tiles."""
+        streams = self.coder.finish()
+        return streams, self.coder.stage_words(), torch.stack(self.shifts, 1).tolist()
 
-    def add(self, index: int, codes: Tensor, offset: Tensor | None, scale: Tensor | None) -> Tensor:
+    def add(self, index: int, codes: Tensor, offset: Tensor | None, scale: Tensor | None, shift: Tensor) -> Tensor:
         """Code these codes as the stage's."""
         grid = codes.shape[2], codes.shape[3]
         tile = self._inner.coarser(self._engine.model.config.stages[index].stride)
-        g, s = self._engine.prior(index, offset, scale)
+        g, s = self._engine.prior(index, offset, scale, shift)
         part = _part(codes.flatten(2), grid, tile)
         self.coder.add_stage(self._engine.tables[index], _part(g, grid, tile), _part(s, grid, tile), part)
+        self.shifts.append(shift)
         self.codes.append(codes)
         self.coded.append(part.unflatten(2, (tile.bottom - tile.top, tile.right - tile.left)))
         return codes

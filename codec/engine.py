@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcodec import container, entropy
 from mcodec.kernels.backend import upload
-from mcodec.model import Cascade
+from mcodec.model import Cascade, shifts
 
 T = TypeVar("T")
 
@@ -35,10 +35,14 @@ class Engine:
     tile_workers: int
     batch_pixels: int
 
-    def prior(self, index: int, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Prior parameters of a stage, `[B, M, d, P]`."""
+    def prior(
+        self, index: int, offset: Tensor | None, scale: Tensor | None, shift: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Prior parameters of a stage, `[B, M, d, P]`; shift: of each tile's scales, `[B]`."""
         if offset is None or scale is None:
             return None, None
+        if shift is not None:
+            scale = shifts.moved(scale, shift)
         vectors: Callable[[Tensor], Tensor] = self.model.stage(index).codebooks.vectors
         return vectors(offset), vectors(scale)
 

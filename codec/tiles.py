@@ -89,3 +89,25 @@ def unpack(payload: bytes, tiles: int, size: int | None = None) -> Streams:
     )
     sizes = tuple(tuple(lengths[stage * tiles : (stage + 1) * tiles]) for stage in range(stages))
     return Streams(pieces, sizes)
+
+
+def pack_shifts(tiles: Sequence[Sequence[int]]) -> bytes:
+    """The section of the shifts of each tile's stages; empty where there are none."""
+    flat = [shift for stage in zip(*tiles, strict=True) for shift in stage]
+    if not any(flat):
+        return b""
+    nibbles = [shift % 16 for shift in flat] + [0] * (len(flat) % 2)
+    return bytes(low | high << 4 for low, high in zip(nibbles[::2], nibbles[1::2], strict=True))
+
+
+def unpack_shifts(payload: bytes | None, stages: int, tiles: int) -> list[list[int]]:
+    """The shifts of each tile's stages; CorruptStream for a section of another length."""
+    if not payload:
+        return [[0] * stages for _ in range(tiles)]
+    if len(payload) != -(-stages * tiles // 2):
+        raise CorruptStream(f"{len(payload)} bytes cannot be the shifts of {stages} stages and {tiles} tiles")
+    nibbles = [nibble for byte in payload for nibble in (byte & 15, byte >> 4)]
+    if len(nibbles) > stages * tiles and nibbles[-1]:
+        raise CorruptStream("there are more shifts than stages")
+    flat = [nibble - 16 if nibble > 7 else nibble for nibble in nibbles[: stages * tiles]]
+    return [flat[tile::tiles] for tile in range(tiles)]

@@ -113,7 +113,7 @@ def test_any_bytes_are_refused_politely(tail: bytes, sealed: bool) -> None:
         (SMALL[:4] + b"\7" + SMALL[5:], UnsupportedVersion, "format version 7 is newer than this release reads (1)"),
         (SMALL[:6] + b"\xff\xff\x7f" + SMALL[9:], CorruptStream, "the file is damaged: its checksum does not match"),
         (SMALL[:-1] + b"\0", CorruptStream, "the file is damaged: its checksum does not match"),
-        (seal(SMALL[:-4] + b"\x06\x01a"), CorruptStream, "unknown section 6"),
+        (seal(SMALL[:-4] + b"\x07\x01a"), CorruptStream, "unknown section 7"),
         (seal(SMALL[:-4] + b"\x01\x01a"), CorruptStream, "two sections of codes"),
         (seal(SMALL[:-4] + b"\x80\x7fa"), CorruptStream, "section 128 of 127 bytes reaches past the end of the file"),
         (seal(SMALL[:20]), CorruptStream, "no section of codes"),
@@ -165,7 +165,7 @@ def test_callers_mistakes() -> None:
     for side in (0, 32, 96, 64 << MAX_LOG2_TILE + 1):
         with pytest.raises(ValueError, match="tiles must have a side of 64 times a power of two"):
             pack(Container(Header(1, 1, 0, PRINT, tile=side), b""))
-    for tag in (0, 1, 6, 127, 256):  # what unpack would refuse
+    for tag in (0, 1, 7, 127, 256):  # what unpack would refuse
         with pytest.raises(ValueError, match=f"section tag {tag} cannot be written"):
             pack(Container(Header(1, 1, 0, PRINT), b"", ((tag, b""),)))
     with pytest.raises(LimitExceeded, match="more than 268435456 pixels"):

@@ -43,8 +43,8 @@ def test_costs_fall(plain: Codec, picture: Make, shape: tuple[int, ...]) -> None
         assert max(others) <= first
         least.append(others[0] / first)
         most.append(others[1] / first)
-    assert np.mean(most) <= np.mean(least)
-    if shape[0] > 1:
+    if shape[0] > 1:  # of a pixel, the rounding of its samples decides
+        assert np.mean(most) <= np.mean(least)
         assert np.mean(most) < 0.999
 
 
@@ -98,11 +98,12 @@ def test_padding_costs_nothing(plain: Codec, picture: Make) -> None:
         return codes[-1]
 
     plain.model.encode(x, level, nothing)
-    left = Search(plain.model, x, level, [(64, 32)], [False]).latents(codes, 8)
+    moves = [torch.zeros(1)] * plain.stages
+    left = Search(plain.model, x, level, [(64, 32)], [False], moves).latents(codes, 8)
     other = x.clone()
     other[..., 32:] = 0.3
-    again = Search(plain.model, other, level, [(64, 32)], [False]).latents(codes, 8)
-    whole = Search(plain.model, other, level, [(64, 64)], [False]).latents(codes, 8)
+    again = Search(plain.model, other, level, [(64, 32)], [False], moves).latents(codes, 8)
+    whole = Search(plain.model, other, level, [(64, 64)], [False], moves).latents(codes, 8)
     assert all(torch.equal(left[i], again[i]) for i in left)
     assert any(not torch.equal(left[i], whole[i]) for i in left)
 

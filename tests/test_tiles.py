@@ -130,7 +130,7 @@ def test_a_region_reads_few_tiles(tiled: Codec, picture: Make, monkeypatch: pyte
     inner = decoding.read_tiles
 
     def spy(engine: Engine, streams: list[bytes], *arguments: object) -> object:
-        read.extend([arguments[3]] * len(streams))  # type: ignore[list-item]
+        read.extend([arguments[4]] * len(streams))  # type: ignore[list-item]
         return inner(engine, streams, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoding, "read_tiles", spy)

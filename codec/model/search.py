@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mcodec.model import shifts
 from mcodec.model.cascade import Cascade
 from mcodec.model.prior import noisy_bits
 from mcodec.model.walk import ContextState, Seams, SynthesisState
@@ -58,7 +59,8 @@ class Search:
     """Search for the codes of B windows of one padded size.
 
     x: `[B, 3, H, W]` in -0.5..0.5, padded; level: `[B]`; sizes: (height, width) of what is shown of each: errors in
-    the padding cost nothing; grey: which of them decode to the mean of the channels; seams as in `Cascade.encode`.
+    the padding cost nothing; grey: which of them decode to the mean of the channels; moves: the shift of each stage's
+    scales, `[B]` each; seams as in `Cascade.encode`.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class Search:
         level: Tensor,
         sizes: Sequence[tuple[int, int]],
         grey: Sequence[bool],
+        moves: Sequence[Tensor],
         seams: Seams | None = None,
     ) -> None:
-        self.model, self.x, self.level, self.seams = model, x, level, seams
+        self.model, self.x, self.level, self.moves, self.seams = model, x, level, moves, seams
         widest = FREE * model.config.stages[-1].stride
         self.free = [index for index, stage in enumerate(model.config.stages) if stage.stride <= widest]
         shown = torch.zeros_like(x[:, :1])
@@ -131,6 +134,7 @@ class Search:
             book = self.model.stage(index).codebooks
             offset, scale = context.parameters(index)
             assert offset is not None and scale is not None
+            scale = shifts.moved(scale, self.moves[index])
             bits = bits + noisy_bits(value, offset, scale, self.model.config.sigma_min).sum()
             # integers forward; backward a code also answers for the prior of those after it
             slope = value * book.coordinate_unit
