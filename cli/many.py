@@ -54,7 +54,7 @@ def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], r
     found: list[tuple[Path, Path]] = []  # source, place below the folder
     for source in sources:
         if source.is_dir():
-            found += [(path, path.relative_to(source)) for path in _files(source, recursive) if choose(path)]
+            found += [(path, path.relative_to(source)) for path in files(source, recursive) if choose(path)]
         elif _is_pattern(source):
             found += [(path, Path(path.name)) for path in _matches(source)]
         else:
@@ -172,7 +172,7 @@ def _matches(pattern: Path) -> list[Path]:
     return matches
 
 
-def _files(folder: Path, recursive: bool) -> Iterator[Path]:
+def files(folder: Path, recursive: bool) -> Iterator[Path]:
     """Visible files, in order of their names."""
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from mcodec.cli import many
 from mcodec.cli.options import (
     FILE,
     check_device,
@@ -18,6 +19,7 @@ from mcodec.cli.options import (
     read,
     reason,
 )
+from mcodec.errors import CodecError
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
@@ -26,17 +28,21 @@ VERIFY_EXAMPLES = """\b
 Examples:
   mcodec verify photo.mci
   mcodec verify --deep *.mci
+  mcodec verify --recursive photos
 """
 
 
 @click.command(epilog=VERIFY_EXAMPLES)
-@click.argument("paths", metavar="FILE...", type=FILE, nargs=-1, required=True)
+@click.argument("paths", metavar="FILE|FOLDER...", type=FILE, nargs=-1, required=True)
 @click.option("--deep", is_flag=True, help="Decode the pixels too.")
+@click.option("--recursive", is_flag=True, help="Take the folders within a folder too.")
 @max_pixels_option
 @model_option
 @device_option
-def verify(paths: tuple[Path, ...], deep: bool, max_pixels: int, model: str | None, device: str) -> None:
-    """Check .mci files: structure, checksum, and that the codes decode.
+def verify(
+    paths: tuple[Path, ...], deep: bool, recursive: bool, max_pixels: int, model: str | None, device: str
+) -> None:
+    """Check .mci files, or those in folders: structure, checksum, and that the codes decode.
 
     One line per file; exit status 1 if any is not whole. Of the installed weights, those that a file names are used.
     """
@@ -50,7 +56,7 @@ def verify(paths: tuple[Path, ...], deep: bool, max_pixels: int, model: str | No
         return loaded[name]
 
     failed = False
-    for path in paths:
+    for path in _files(paths, recursive):
         try:
             report = "ok, " + _check(path, deep, max_pixels, codec)
         except Exception as error:
@@ -63,10 +69,19 @@ def verify(paths: tuple[Path, ...], deep: bool, max_pixels: int, model: str | No
         click.get_current_context().exit(1)
 
 
+def _files(paths: tuple[Path, ...], recursive: bool) -> Iterator[Path]:
+    """Files as they are named, whatever their suffix, and the .mci files of folders."""
+    for path in paths:
+        found = [file for file in many.files(path, recursive) if many.coded(file)] if path.is_dir() else []
+        yield from found or [path]
+
+
 def _check(path: Path, deep: bool, max_pixels: int, codec: Callable[[str], Codec]) -> str:
     """What was found of a file that is whole; raises what is wrong with it."""
     from mcodec.container import describe
 
+    if path.is_dir():
+        raise CodecError("there is no .mci file in it")
     data = read(path)
     fields = describe(data, max_pixels=max_pixels)
     weights = codec(fields["fingerprint"])

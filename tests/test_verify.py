@@ -55,14 +55,31 @@ def test_every_bad_file_has_its_line(coded: Path, model: Path, capsys: pytest.Ca
     missing = coded.with_name("missing.mci")
     picture = coded.with_name("x.png")
     picture.write_bytes(b"\x89PNG")
-    status, lines = verify(capsys, flipped, wrong, missing, coded.parent, picture, coded, "--model", model)
+    empty = coded.with_name("folder")
+    empty.mkdir()
+    status, lines = verify(capsys, flipped, wrong, missing, empty, picture, coded, "--model", model)
     assert status == 1 and len(lines) == 6
     assert lines[0] == f"{flipped}: FAILED, the file is damaged: its checksum does not match"
     assert lines[1].startswith(f"{wrong}: FAILED, ") and "checksum" not in lines[1]  # found by decoding the codes
     assert lines[2] == f"{missing}: FAILED, No such file or directory"
-    assert lines[3] == f"{coded.parent}: FAILED, Is a directory"
+    assert lines[3] == f"{empty}: FAILED, there is no .mci file in it"
     assert lines[4] == f"{picture}: FAILED, not a .mci file: the magic bytes are missing"
     assert lines[5].startswith(f"{coded}: ok, ")
+
+
+def test_folders(coded: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    below = coded.parent / "below" / "b.MCI"
+    below.parent.mkdir()
+    shutil.copy(coded, below)
+    coded.with_name("x.png").write_bytes(b"no .mci file")
+    status, lines = verify(capsys, coded.parent, "--model", model)
+    assert status == 0 and [line.split(":")[0] for line in lines] == [str(coded)]
+    damaged(coded, "z.mci", -10, reseal=False)
+    status, lines = verify(capsys, coded.parent, "--recursive", "--model", model)
+    assert status == 1
+    assert [line.split(",")[0] for line in lines] == [
+        f"{coded}: ok", f"{coded.with_name('z.mci')}: FAILED", f"{below}: ok"
+    ]
 
 
 def test_a_file_too_large(
