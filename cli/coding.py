@@ -287,7 +287,7 @@ def _decode_file(
 ) -> dict[str, Any]:
     import io
 
-    from mcodec.image import IN_BANDS, Strips, save, write_image
+    from mcodec.image import IN_BANDS, Strips, save, write_image, writing
 
     began = time.perf_counter()
     try:
@@ -298,10 +298,8 @@ def _decode_file(
     width, height = raster.size
     if target == STREAM:
         buffer = io.BytesIO()
-        try:
+        with writing("standard output"):
             save(raster, buffer, form)
-        except (OSError, ValueError, KeyError, OverflowError) as error:  # as in write_image
-            raise CodecError(f"cannot write standard output: {error}") from error
         size = sys.stdout.buffer.write(buffer.getvalue())
         sys.stdout.buffer.flush()
     else:
@@ -310,7 +308,8 @@ def _decode_file(
     if isinstance(raster.samples, Strips):  # decoded as it was written
         seconds = time.perf_counter() - began
     text = f"{width} x {height}, {size:,} bytes, {seconds:.2f} s"
-    return {"width": width, "height": height, "bytes": size, "seconds": seconds, "text": text}
+    report = {"width": width, "height": height, "bytes": size, "seconds": seconds}
+    return {**report, "notes": list(raster.notes), "text": text}
 
 
 def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,8 @@ class Codec:
         if lazy and region is None and file.header.tiles > 1:
             self._check_stages(stages)
             samples = decoding.Decoded(self._engine, file, stages, partial)
-            return _raster(file, decoding.wanted(file.header, None), samples)
+            raster = _raster(file, decoding.wanted(file.header, None), samples)
+            return self._noted(raster, len(file.streams.pieces[0]), stages)
         return self._rasters([file], stages, region, partial)[0]
 
     def decode_with_codes(
@@ -299,7 +301,14 @@ class Codec:
         engine, boxes = self._engine(), [decoding.wanted(file.header, region) for file in files]
         canvases = decoding.read_codes(engine, files, stages, None if region is None else boxes, partial)
         parts = decoding.render(engine, files, canvases, boxes, whole=region is None)
-        return [_raster(file, box, part) for file, box, part in zip(files, boxes, parts, strict=True)]
+        rasters = (_raster(file, box, part) for file, box, part in zip(files, boxes, parts, strict=True))
+        return [self._noted(raster, len(canvas), stages) for raster, canvas in zip(rasters, canvases, strict=True)]
+
+    def _noted(self, raster: Raster, found: int, stages: int | None) -> Raster:
+        """With a note where fewer stages were found than are wanted."""
+        if found >= (stages or self.stages):
+            return raster
+        return replace(raster, notes=(*raster.notes, f"the file ends after {found} of {self.stages} stages"))
 
     def _check_stages(self, stages: int | None) -> None:
         if stages is not None and not 1 <= stages <= self.stages:

@@ -49,8 +49,11 @@ def read_codes(
     """
     # on a GPU the host waits for no pass before all are queued
     later = [] if checks is None and engine.device.type != "cpu" else checks
-    held = [file.streams for file in files]
     total = len(engine.model.stages)
+    for file in files:  # before a table of as many entries as the file claims is taken apart
+        if file.header.tiles > 1 and file.codes and file.codes[0] not in (0, total):
+            raise CorruptStream(f"{file.codes[0]} stages are coded, but the weights have {total}")
+    held = [file.streams for file in files]
     moves = [tiles.unpack_shifts(file.section(container.TAG_SHIFTS), total, file.header.tiles) for file in files]
     canvases: list[list[Tensor]] = [[] for _ in files]
     jobs: list[tuple[int, int, Box, int]] = []  # file, tile, its place, stages to read
@@ -58,8 +61,6 @@ def read_codes(
         count = total if stages is None else stages
         header, sizes = file.header, held[i].sizes
         if sizes is not None:
-            if len(sizes) != total:
-                raise CorruptStream(f"{len(sizes)} stages are coded, but the weights have {total}")
             count = min(count, len(held[i].pieces[0]))
             if count == 0:
                 raise CorruptStream("the file ends before its first stage does")

@@ -160,6 +160,10 @@ def test_previews(tiled: Codec, picture: Make, tile: int) -> None:
         with pytest.raises(CorruptStream):
             tiled.decode(before, partial=True)
     assert np.array_equal(tiled.decode_array(data, partial=True), previews[3])
+    head = data[: body + sum(sizes[:2])]
+    for lazy in (False, True):  # what is missing is said, but not where no more is asked for
+        assert tiled.decode_raster(head, partial=True, lazy=lazy).notes == ("the file ends after 2 of 4 stages",)
+        assert not tiled.decode_raster(head, stages=2, partial=True, lazy=lazy).notes
     for stages in (0, 5):
         with pytest.raises(ValueError, match="stages must be from 1 to 4"):
             tiled.decode(data, stages=stages)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -76,12 +77,18 @@ def write_image(picture: Image.Image | Raster, path: str | Path, **options: Any)
     Metadata goes along. What the format cannot hold is left out, with a LossWarning. options: of Pillow.
     """
     form = format_of(path)
+    with writing(path), atomic(path) as file:
+        save(picture, file, form, **options)
+
+
+@contextmanager
+def writing(target: str | Path) -> Iterator[None]:
+    """ImageError, with the target's name, for whatever Pillow or the system has against a picture."""
     try:
-        with atomic(path) as file:
-            save(picture, file, form, **options)
+        yield
     except (OSError, ValueError, KeyError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ImageError(f"cannot write {path}: {reason}") from error
+        raise ImageError(f"cannot write {target}: {reason}") from error
 
 
 def save(picture: Image.Image | Raster, file: BinaryIO, form: str, **options: Any) -> None:
