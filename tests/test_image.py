@@ -182,6 +182,14 @@ def test_16_bit_tiff_with_a_fourth_channel(extra: str, compression: str | None, 
     assert np.array_equal(samples, stored)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_from_white_to_black(dtype: type) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (12, 20)).astype(dtype)
+    tifffile.imwrite(buffer := io.BytesIO(), array, photometric="miniswhite")
+    assert np.array_equal(read_raster(buffer.getvalue()).samples, np.iinfo(dtype).max - array)
+
+
 def test_16_bit_cmyk() -> None:
     """As of 8 bits: RGB, which is said."""
     tifffile = pytest.importorskip("tifffile")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from mcodec.container import Kind
 from mcodec.errors import ImageError
@@ -43,6 +43,8 @@ def read_raster(source: str | Path | bytes | BinaryIO) -> Raster:
         if raster is None:
             narrow = image.mode in ("I", "F") or image.mode.startswith("I;16") or not _is_wide(image)
             raster = to_raster(image) if narrow else _wide(image)
+            if raster.kind is Kind.GREY16 and _is_negative(image):
+                raster = replace(raster, samples=65535 - np.asarray(raster.samples))
         if (count := _pictures(image)) > 1:
             raster = replace(raster, notes=(*raster.notes, f"the first of {count} pictures in the file is taken"))
         return raster
@@ -103,6 +105,12 @@ def _is_wide(image: ImageFile) -> bool:
             raise ImageError("CMYK of 16 bits in planes cannot be read")
         return image.mode != "CMYK"  # which becomes 8-bit RGB
     return False
+
+
+def _is_negative(image: ImageFile) -> bool:
+    """Whether 0 is white, which Pillow heeds up to 8 bits."""
+    tiff: Any = image
+    return image.format == "TIFF" and tiff.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _in_parts(path: Path, image: ImageFile) -> Raster | None:

@@ -38,8 +38,8 @@ DEFAULT = 1
 FREE = 2
 #: Share of a diagonal Newton step. Latents overlap in the picture: of larger steps the changes add up and J rises.
 RATE = 0.35
-#: Weight of the penalty in the first step, at the lowest and at the highest level, and in the last; between, it is linear
-#: in the level and grows geometrically from step to step. h leaves out the curvature of the rate, which counts for most
+#: Weight of the penalty in the first step, at the lowest and the highest level, and in the last. Between levels it is
+#: linear, from step to step it grows geometrically. h leaves out the curvature of the rate, which counts for most
 #: at low levels: with 1 for all of them 6 steps gain 0.8 % less, 12 steps 0.4 % (docs/EXPERIMENTS.md).
 FIRST_PENALTY, LAST_PENALTY = (2.0, 1.0), 8.0
 #: No latent moves further in one step (in quantization steps).
