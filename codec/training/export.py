@@ -64,13 +64,16 @@ def multiplications(model: Cascade, size: int = 512) -> dict[str, float]:
     count = [0]
 
     def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if isinstance(module, Lapped):  # one sum of `size` products along the rows, one along the columns
+            count[0] += 2 * module.size * output.numel()
+            return
         weight: torch.Tensor = module.weight  # type: ignore[assignment]
         count[0] += weight[0].numel() * output.numel()
 
     from mcodec.model.context import IntegerLayer
-    from mcodec.model.layers import Pointwise
+    from mcodec.model.layers import Lapped, Pointwise
 
-    hooked = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | Pointwise | IntegerLayer)]
+    hooked = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | Pointwise | IntegerLayer | Lapped)]
     handles = [m.register_forward_hook(hook) for m in hooked]
     x, level = torch.zeros(1, 3, size, size), torch.zeros(1)
 
