@@ -44,12 +44,9 @@ def best(value: Tensor, offset: Tensor, scale: Tensor, least: float, step: int) 
     least: the sigma of index 0. Rates are those of `noisy_bits`, which finds nine tenths of what could be saved and
     more, and takes no sum over codewords.
     """
-    weight = (scale > 0).float()
-    bits = torch.stack(
-        [
-            (noisy_bits(value, offset, moved(scale, scale.new_full((len(scale),), shift)), least) * weight).sum((1, 2))
-            for shift in TRIED
-        ]
-    )
+    shift = torch.arange(TRIED.start, TRIED.stop, device=scale.device).repeat_interleave(len(scale))
+    value, offset, scale = (part.repeat(len(TRIED), 1, 1) for part in (value, offset, scale))
+    each = noisy_bits(value, offset, moved(scale, shift), least) * (scale > 0)
+    bits = each.sum((1, 2)).unflatten(0, (len(TRIED), -1))
     saved, place = (bits[-TRIED.start] - bits).max(0)
     return torch.where(step * saved > COST, place + TRIED.start, 0)
