@@ -40,10 +40,21 @@ def _between(found: dict[str, Any]) -> list[str]:
     return [f"{found['rate_percent']:+.1f} %", f"{low:.1f} to {high:.1f}"]
 
 
-def _published(deltas: dict[str, Any]) -> list[str]:
-    """How SUBJECT compares with published curves."""
-    rows = [[name, *_between(found[SUBJECT])] for name, found in deltas.items() if SUBJECT in found]
-    head = ["published curve (sources: `mcodec bench anchors`)", f"BD-rate of {SUBJECT} against it", "between, dB PSNR"]
+def _efforts(curves: dict[str, Any]) -> list[str]:
+    """SUBJECT with more effort, where that was measured too."""
+    return [name for name in curves if name.startswith(f"{SUBJECT}@")]
+
+
+def _published(deltas: dict[str, Any], subjects: Sequence[str]) -> list[str]:
+    """How the subjects compare with published curves."""
+    rows = [
+        [name, *(cell for subject in subjects for cell in _between(found.get(subject, {})))]
+        for name, found in deltas.items()
+        if SUBJECT in found
+    ]
+    head = ["published curve (sources: `mcodec bench anchors`)"]
+    for subject in subjects:
+        head += [f"BD-rate of {subject} against it", "between, dB PSNR"]
     return _grid(head, rows)
 
 
@@ -74,7 +85,7 @@ def table(summary: dict[str, Any]) -> str:
             f"{run['processor']}; peak memory (encode / decode) is that of a process that codes one picture."
         )
     if SUBJECT in curves and summary.get("bd_psnr_published"):
-        lines += ["", *_published(summary["bd_psnr_published"]), ""]
+        lines += ["", *_published(summary["bd_psnr_published"], [SUBJECT, *_efforts(curves)]), ""]
     versions = ", ".join(f"{name} {release}" for name, release in run["versions"].items())
     lines.append(f"Measured {run['date'][:10]} at commit {run['commit'] or 'unknown'} with {versions}.")
     return "\n".join(lines)
@@ -82,7 +93,13 @@ def table(summary: dict[str, Any]) -> str:
 
 def section(summary: dict[str, Any]) -> str:
     """The README's section: the table, and how to make it again."""
-    command = "mcodec bench rd --images KODAK --out runs/kodak --anchors kodak --summary bench/results/kodak.json"
+    curves = summary["curves"]
+    options = "--anchors kodak --summary bench/results/kodak.json"
+    if efforts := _efforts(curves):
+        options += f" --codecs {','.join(curves)}"
+    for name in efforts:
+        options += f" --qualities {name}={','.join(f'{quality:g}' for quality in curves[name]['results']['quality'])}"
+    command = f"mcodec bench rd --images KODAK --out runs/kodak {options}"
     return f"Kodak, {table(summary)}\n\nMeasured by `{command}`; written here by `mcodec bench readme`."
 
 

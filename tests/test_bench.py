@@ -374,6 +374,18 @@ def test_readme_table_is_current() -> None:
     assert set(committed["pictures"]) == anchors.KODAK
 
 
+def test_readme_with_efforts() -> None:
+    """What more effort gives against published curves stands beside, and the command says how to measure it."""
+    summary = readme.read(ROOT / "bench/results/kodak.json")
+    curves = {name: curve for name, curve in summary["curves"].items() if not name.startswith("mcodec@")}
+    summary["curves"] = {"mcodec@5": {**curves["mcodec"], "results": {"quality": [10, 20.5], "bpp": [1, 2]}}, **curves}
+    for found in summary["bd_psnr_published"].values():
+        found["mcodec@5"] = {"rate_percent": -12.34, "psnr_interval": [30, 40]}
+    text = readme.section(summary)
+    assert text.count(" | -12.3 % | 30.0 to 40.0 |\n") == len(summary["bd_psnr_published"])
+    assert f"--codecs mcodec@5,{','.join(curves)} --qualities mcodec@5=10,20.5`" in text
+
+
 def test_readme_without_markers(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="kodak-table"):
         readme.insert("# Nothing here", "table")
