@@ -101,8 +101,8 @@ def pack_shifts(tiles: Sequence[Sequence[int]]) -> bytes:
 
 
 def unpack_shifts(payload: bytes | None, stages: int, tiles: int) -> list[list[int]]:
-    """The shifts of each tile's stages; CorruptStream for a section of another length."""
-    if not payload:
+    """The shifts of each tile's stages, 0 without a section; CorruptStream for one of another length."""
+    if payload is None:
         return [[0] * stages for _ in range(tiles)]
     if len(payload) != -(-stages * tiles // 2):
         raise CorruptStream(f"{len(payload)} bytes cannot be the shifts of {stages} stages and {tiles} tiles")
