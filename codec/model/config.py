@@ -145,7 +145,7 @@ def _stages(*refine: int) -> tuple[StageConfig, ...]:
 _CASCADE = ModelConfig(
     name="cascade",
     stages=_stages(1, 2, 3, 1, 1, 1, 2),
-    channels={64: 128, 32: 192, 16: 192, 8: 192, 4: 64},
+    channels={64: 128, 32: 192, 16: 192, 8: 192, 4: 96},
     analysis_blocks={4: 4, 8: 2, 16: 3, 32: 2, 64: 1},
     synthesis_blocks={4: 5},
     lapped=True,
@@ -169,7 +169,7 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # For whom trains on a GPU.
     "cascade-large": replace(
-        _CASCADE, name="cascade-large", channels={64: 192, 32: 256, 16: 256, 8: 224, 4: 96}
+        _CASCADE, name="cascade-large", channels={64: 192, 32: 256, 16: 256, 8: 224, 4: 128}
     ),
     # The method of McQuic as published: one histogram per sub-codebook, Gumbel-softmax, no rate term.
     "umgm": ModelConfig(

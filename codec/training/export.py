@@ -18,7 +18,7 @@ from mcodec.training.checkpoint import read as read_checkpoint
 from mcodec.training.data import load_pictures, validation_batch
 
 #: Pictures, the size of their centres, and levels by which hidden units are judged.
-PRUNING, CROP, PRUNING_LEVELS = 8, 256, (12.0, 127.0, 242.0)
+PRUNING, CROP, PRUNING_LEVELS = 48, 256, (12.0, 127.0, 242.0)
 
 LIMITS = (
     "RGB photographs of 8 bits per channel; trained for mean squared error on a small set of pictures. "
@@ -50,7 +50,8 @@ def prune(model: Cascade, pictures: Sequence[str | Path]) -> float:
 
     def run() -> None:
         for level in PRUNING_LEVELS:
-            model(x, torch.full((len(x),), level), "gumbel" if gumbel else "hard")
+            for picture in x.split(1):
+                model(picture, torch.full((1,), level), "gumbel" if gumbel else "hard")
 
     return units.prune(model, run)
 

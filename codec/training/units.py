@@ -20,9 +20,9 @@ SMALLEST = 0.05
 WRITES = 0.02
 #: A hidden unit that is open for a smaller share of the positions is dead.
 OPEN = 3e-3
-#: A release leaves out the hidden units that add least, with this share of the mean square of all; the others stay
-#: in a multiple of WIDTH, as matrix products like it.
-LEFT_OUT, WIDTH = 3e-4, 16
+#: A release leaves out the hidden units whose share of the mean square of all is nowhere above this; the others stay in
+#: a multiple of WIDTH, as matrix products like it. With 1e-4 the worst of 40 pictures loses 0.2 dB, 0.04 with 1e-5.
+LEFT_OUT, WIDTH = 1e-5, 16
 
 #: Runs the model forward on typical pictures at several qualities.
 Run = Callable[[], object]
@@ -37,8 +37,11 @@ def _gates(bodies: list[Body]) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _observed(modules: Sequence[nn.Module], run: Run) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(mean square, share above zero, mean square of those) of each channel `[C]` of what modules read in `run`."""
+def _observed(modules: Sequence[nn.Module], run: Run) -> list[Tensor]:
+    """(mean square, share above zero, mean square of those) of each channel of what modules read in `run`.
+
+    `[3, N, C]` of each module, of the N times that it was called.
+    """
     seen: list[list[Tensor]] = [[] for _ in modules]
 
     def hook(place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -55,13 +58,12 @@ def _observed(modules: Sequence[nn.Module], run: Run) -> list[tuple[Tensor, Tens
     finally:
         for handle in handles:
             handle.remove()
-    means = [torch.stack(values).mean(0) for values in seen]
-    return [(mean[0], mean[1], mean[2]) for mean in means]
+    return [torch.stack(values, 1) for values in seen]
 
 
 def dead(model: Cascade, run: Run) -> float:
     """Share of hidden units in all bodies that hardly ever open."""
-    shares = [share for _, share, _ in _observed(_gates(_bodies(model)), run)]
+    shares = [share.mean(0) for _, share, _ in _observed(_gates(_bodies(model)), run)]
     return float((torch.cat(shares) < OPEN).float().mean())
 
 
@@ -73,7 +75,7 @@ def normalize(model: Cascade, run: Run, keep: bool) -> int:
     the output at first. Otherwise (a fresh model, whose bodies return zero) layers keep their weights as drawn.
     """
     bodies = _bodies(model)
-    seen = _observed([*bodies, *_gates(bodies)], run)
+    seen = [means.mean(1) for means in _observed([*bodies, *_gates(bodies)], run)]
     owners: dict[int, Block | Body] = {id(m.body): m for m in model.modules() if isinstance(m, Block)}
     opened = 0
     read, hidden = seen[: len(bodies)], seen[len(bodies) :]
@@ -111,14 +113,18 @@ def _revive(body: Body, size: Tensor, closed: Tensor) -> int:
 
 @torch.no_grad()
 def prune(model: Cascade, run: Run) -> float:
-    """Leave out the hidden units that hardly add to what their body returns; the share of units that stays."""
+    """Leave out the hidden units that hardly add to what their body returns; the share of units that stays.
+
+    run: calls the model for one picture at a time. A unit counts by the picture to which it adds most: what most do
+    without, one may live by.
+    """
     bodies = _bodies(model)
     before = sum(body.width for body in bodies)
     for body, (_, _, power) in zip(bodies, _observed(_gates(bodies), run), strict=True):
         reader = body.around_gate()[1].weight
-        added, order = (power * reader.square().reshape(*reader.shape[:2], -1).sum((0, 2))).sort(descending=True)
-        rest = 1 - added.cumsum(0) / added.sum().clamp(min=1e-30)
-        count = -(-(int((rest > LEFT_OUT).sum()) + 1) // WIDTH) * WIDTH
+        added = power * reader.square().reshape(*reader.shape[:2], -1).sum((0, 2))
+        share, order = (added / added.sum(1, keepdim=True).clamp(min=1e-30)).amax(0).sort(descending=True)
+        count = -(-max(1, int((share > LEFT_OUT).sum())) // WIDTH) * WIDTH
         body.select(order[:count].sort().values)
     return sum(body.width for body in bodies) / before
 
