@@ -287,7 +287,7 @@ def _decode_file(
 ) -> dict[str, Any]:
     import io
 
-    from mcodec.image import IN_BANDS, Strips, save, write_image, writing
+    from mcodec.image import IN_BANDS, Strips, save, write_image, writes_to
 
     began = time.perf_counter()
     try:
@@ -298,7 +298,7 @@ def _decode_file(
     width, height = raster.size
     if target == STREAM:
         buffer = io.BytesIO()
-        with writing("standard output"):
+        with writes_to("standard output"):
             save(raster, buffer, form)
         size = sys.stdout.buffer.write(buffer.getvalue())
         sys.stdout.buffer.flush()

@@ -5,7 +5,7 @@ from mcodec.image.pixels import from_tensor, to_tensor, to_uint8, window_tensor
 from mcodec.image.raster import Picture, Raster, Samples, to_raster
 from mcodec.image.reading import read_image, read_raster
 from mcodec.image.strips import Strips, TensorSamples
-from mcodec.image.writing import IN_BANDS, format_of, save, write_bytes, write_image, writing
+from mcodec.image.writing import IN_BANDS, format_of, save, write_bytes, write_image, writes_to
 
 __all__ = [
     "IN_BANDS",
@@ -26,5 +26,5 @@ __all__ = [
     "window_tensor",
     "write_bytes",
     "write_image",
-    "writing",
+    "writes_to",
 ]

@@ -77,12 +77,12 @@ def write_image(picture: Image.Image | Raster, path: str | Path, **options: Any)
     Metadata goes along. What the format cannot hold is left out, with a LossWarning. options: of Pillow.
     """
     form = format_of(path)
-    with writing(path), atomic(path) as file:
+    with writes_to(path), atomic(path) as file:
         save(picture, file, form, **options)
 
 
 @contextmanager
-def writing(target: str | Path) -> Iterator[None]:
+def writes_to(target: str | Path) -> Iterator[None]:
     """ImageError, with the target's name, for whatever Pillow or the system has against a picture."""
     try:
         yield
