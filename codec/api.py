@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mcodec import batch, container, decoding, encoding, tiles, weights
+from mcodec import batch, container, decoding, encoding, weights
 from mcodec.batch import Result
 from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_FILTER, TAG_ICC, TAG_SHIFTS, TAG_XMP, Container, Header
 from mcodec.engine import Engine, batch_pixels
@@ -272,8 +272,7 @@ class Codec:
             return [sum(stage) for stage in streams.sizes]
         padded = engine.padded(file.header.height, file.header.width)
         stream = streams.stream(0)
-        moves = tiles.unpack_shifts(file.section(TAG_SHIFTS), self.stages, 1)
-        words = decoding.read_tiles(engine, [stream], *padded, [file.header.level], moves)[1]
+        words = decoding.read_tiles(engine, [stream], *padded, [file.header.level], file.shifts(self.stages))[1]
         ends = decoding.stage_ends(stream, torch.cat(words).tolist())
         return [end - begin for begin, end in pairwise((0, *ends))]
 

@@ -100,6 +100,10 @@ class Container:
         """The tiles' streams; CorruptStream for a table that does not fit."""
         return tiles.unpack(self.codes, self.header.tiles, self.codes_size)
 
+    def shifts(self, stages: int) -> list[list[int]]:
+        """The shifts of each tile's stages, of which the weights have so many; CorruptStream where there are others."""
+        return tiles.unpack_shifts(self.section(TAG_SHIFTS), stages, self.header.tiles)
+
 
 def check_size(width: int, height: int) -> None:
     """LimitExceeded where a picture is larger than the format holds, ValueError where it has no pixels."""

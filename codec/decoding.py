@@ -54,7 +54,7 @@ def read_codes(
         if file.header.tiles > 1 and file.codes and file.codes[0] not in (0, total):
             raise CorruptStream(f"{file.codes[0]} stages are coded, but the weights have {total}")
     held = [file.streams for file in files]
-    moves = [tiles.unpack_shifts(file.section(container.TAG_SHIFTS), total, file.header.tiles) for file in files]
+    moves = [file.shifts(total) for file in files]
     canvases: list[list[Tensor]] = [[] for _ in files]
     jobs: list[tuple[int, int, Box, int]] = []  # file, tile, its place, stages to read
     for i, file in enumerate(files):

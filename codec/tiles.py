@@ -15,6 +15,8 @@ from mcodec.errors import CorruptStream
 
 #: Words of the entropy coder; only whole ones are cut off. See docs/ENTROPY.md.
 WORD_BYTES = 2
+#: Shifts that four bits hold.
+SHIFTS = range(-8, 8)
 
 
 def grid(width: int, height: int, side: int) -> list[tuple[int, int, int, int]]:
@@ -109,5 +111,5 @@ def unpack_shifts(payload: bytes | None, stages: int, tiles: int) -> list[list[i
     nibbles = [nibble for byte in payload for nibble in (byte & 15, byte >> 4)]
     if len(nibbles) > stages * tiles and nibbles[-1]:
         raise CorruptStream("there are more shifts than stages")
-    flat = [nibble - 16 if nibble > 7 else nibble for nibble in nibbles[: stages * tiles]]
+    flat = [nibble if nibble in SHIFTS else nibble - 16 for nibble in nibbles[: stages * tiles]]
     return [flat[tile::tiles] for tile in range(tiles)]

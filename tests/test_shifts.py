@@ -58,7 +58,7 @@ def test_what_does_not_pay_is_left_out() -> None:
 
 
 @given(st.integers(1, 9).flatmap(lambda stages: st.lists(
-    st.lists(st.integers(shifts.LOWEST, shifts.HIGHEST), min_size=stages, max_size=stages), min_size=1, max_size=7)))
+    st.lists(st.sampled_from(tiles.SHIFTS), min_size=stages, max_size=stages), min_size=1, max_size=7)))
 def test_sections(moves: list[list[int]]) -> None:
     payload = tiles.pack_shifts(moves)
     assert tiles.unpack_shifts(payload or None, len(moves[0]), len(moves)) == moves
@@ -88,7 +88,7 @@ def test_files(tiny: Codec, picture: Make, tile: int, effort: int, monkeypatch: 
     assert container.unpack(plain).section(TAG_SHIFTS) is None
     data, codes = tiny.encode_with_codes(pixels, 60, effort=effort)
     file = container.unpack(data)
-    moves = tiles.unpack_shifts(file.section(TAG_SHIFTS), tiny.stages, file.header.tiles)
+    moves = file.shifts(tiny.stages)
     assert any(map(any, moves)) and len(data) < len(plain)  # random weights: their scales are far off
 
     assert all(map(torch.equal, tiny.codes(data), codes))

@@ -15,8 +15,6 @@ from mcodec.model.prior import noisy_bits
 
 #: Scale indices of a shift of 1: an eighth of an octave.
 UNIT = 2
-#: What four bits hold.
-LOWEST, HIGHEST = -8, 7
 #: Shifts that an encoder tries. Beyond them hardly any is best.
 TRIED = range(-7, 7)
 #: Bits that a shift must save: those that it takes, and its share of what a section takes.
