@@ -12,7 +12,7 @@ from torch import Tensor
 from mcodec import weights
 from mcodec.errors import ModelError
 from mcodec.model import Cascade
-from mcodec.model.layers import LEAK, Block, Body, Gate
+from mcodec.model.layers import LEAK, Block, Body, Gate, Pointwise
 from mcodec.training import units
 
 
@@ -117,6 +117,20 @@ def test_pruning_keeps_what_adds_most_in_round_numbers(monkeypatch: pytest.Monke
     model = lively(TINY)
     units.prune(model, run(model))
     assert {m.width for m in model.modules() if isinstance(m, Body)} == {4}
+
+
+def test_what_one_picture_lives_by_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit that is open in one picture of nine adds little on average, and all there is to that one."""
+    monkeypatch.setattr(units, "LEFT_OUT", 0.3)
+    monkeypatch.setattr(units, "WIDTH", 1)
+    body = Body(2, Pointwise(2, 2), Gate(), Pointwise(2, 2))
+    with torch.no_grad():
+        for layer in (body[0], body[2]):
+            layer.weight.copy_(torch.eye(2))
+    usual, rare = (torch.tensor(channels).reshape(1, 2, 1, 1) for channels in ((1.0, 0.0), (0.0, 0.5)))
+    monkeypatch.setattr(units, "_bodies", lambda model: [body])
+    assert units.prune(lively(TINY), lambda: [body(x) for x in [usual] * 8 + [rare]]) == 1
+    assert units.prune(lively(TINY), lambda: [body(x) for x in [usual] * 8]) == 0.5
 
 
 def test_weights_without_idle_units_are_saved_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
