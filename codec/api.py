@@ -322,11 +322,16 @@ def _check_metadata(metadata: str) -> None:
 def _sections(raster: Raster, metadata: str, payload: encoding.Payload) -> tuple[tuple[int, bytes], ...]:
     """What a file holds beside the codes."""
     kept = raster.metadata.kept(metadata)
-    sections = [(TAG_SHIFTS, payload.shifts), (TAG_FILTER, payload.filter)]
-    sections += [(TAG_ICC, kept.icc), (TAG_EXIF, kept.exif), (TAG_XMP, kept.xmp)]
-    if raster.alpha is not None:
-        sections.append((TAG_ALPHA, alpha.pack(raster.alpha)))
-    return tuple((tag, payload) for tag, payload in sections if payload)
+    plane = b"" if raster.alpha is None else alpha.pack(raster.alpha)
+    sections = [
+        (TAG_SHIFTS, payload.shifts),
+        (TAG_FILTER, payload.filter),
+        (TAG_ICC, kept.icc),
+        (TAG_EXIF, kept.exif),
+        (TAG_XMP, kept.xmp),
+        (TAG_ALPHA, plane),
+    ]
+    return tuple((tag, data) for tag, data in sections if data)
 
 
 def _raster(file: Container, box: Box, samples: Samples | Strips) -> Raster:
