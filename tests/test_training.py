@@ -21,7 +21,7 @@ from mcodec.errors import ModelError, TrainingError
 from mcodec.model import config as model_config
 from mcodec.training import units
 from mcodec.training.config import TrainConfig
-from mcodec.training.data import Crops, load_pictures, validation_batch
+from mcodec.training.data import Crops, detail, load_pictures, validation_batch
 from mcodec.training.experiment import record
 from mcodec.training.export import export
 from mcodec.training.loop import RESPONSE_RATE, Trainer
@@ -111,6 +111,21 @@ def test_crops_come_from_pictures_that_are_large_enough() -> None:
     levels = ((crops + 0.5) * 255).round()
     assert crops.shape == (64, 3, 20, 20) and levels.unique().tolist() == [10, 30, 40]
     assert torch.equal(levels.amin((1, 2, 3)), levels.amax((1, 2, 3)))
+
+
+def test_pictures_are_drawn_in_proportion_to_their_detail() -> None:
+    """Neighbours of one picture differ by 20 on average, of the other by 5; a flat one is drawn as well."""
+    pattern = torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8).repeat(3, 10, 10)
+    pictures = [pattern * 20, pattern * 5 + 100, pattern * 0 + 200]
+    assert [detail(p) for p in pictures] == [20, 5, 0]
+    counts = []
+    for power in (0.0, 1.0):
+        crops = Crops(pictures, 16, 3000, 0, torch.device("cpu"), power).next()
+        kind = torch.bucketize((crops.amin((1, 2, 3)) + 0.5) * 255, torch.tensor([50.0, 150.0]))
+        counts.append(kind.bincount(minlength=3) / 3000)
+    torch.testing.assert_close(counts[0], torch.full((3,), 1 / 3), atol=0.04, rtol=0)
+    torch.testing.assert_close(counts[1], torch.tensor([20.1, 5.1, 0.1]) / 25.3, atol=0.03, rtol=0)
+    assert counts[1][2] > 0
 
 
 def test_unknown_options_are_refused(tmp_path: Path) -> None:

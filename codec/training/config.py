@@ -40,6 +40,7 @@ class TrainConfig:
     ema: float = 0.999
     beta: float = BETA  # assignment weight of the codes in training; see mcodec.model.cascade
     commitment: float = 0.1  # weight of beta * |v - mu|^2 in bits per pixel
+    detail: float = 0.5  # pictures are drawn in proportion to their detail to this power: flat ones cost few bits
     balance: float = 0.7  # a picture's loss is divided by its own size to this power: all qualities count
     seed: int = 1
     threads: int = 0  # CPU threads, 0: torch's default

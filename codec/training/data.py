@@ -54,14 +54,28 @@ def load_pictures(sources: Iterable[str | Path], limit: int | None = None) -> li
     return pictures
 
 
+def detail(picture: Tensor) -> float:
+    """Mean absolute difference between neighbours of the grey picture `[3, H, W]`, in steps of 8 bits.
+
+    About what the picture costs at a given quality: on validation pictures the logarithms of both have a correlation
+    of 0.9 and a slope of 1.
+    """
+    grey = picture.float().mean(0)
+    down, across = grey.diff(dim=0).abs(), grey.diff(dim=1).abs()
+    return float(down.sum() + across.sum()) / max(1, down.numel() + across.numel())
+
+
 class Crops:
     """Endless batches of random crops and flips, drawn and cut on the device that holds the pictures.
 
-    Those are uint8 `[3, H, W]`; smaller ones than a crop are left out, TrainingError where none is left. Drawn on a CPU
-    from a generator of its own so that a run can be resumed, on a GPU from the device's, which graphs replay.
+    Those are uint8 `[3, H, W]`, drawn in proportion to their `detail` to the given power; smaller ones than a crop are
+    left out, TrainingError where none is left. Drawn on a CPU from a generator of its own so that a run can be resumed,
+    on a GPU from the device's, which graphs replay.
     """
 
-    def __init__(self, pictures: list[Tensor], crop: int, batch: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, pictures: list[Tensor], crop: int, batch: int, seed: int, device: torch.device, power: float = 0.0
+    ) -> None:
         self.crop, self.batch, self.device = crop, batch, device
         pictures = [p for p in pictures if min(p.shape[1:]) >= crop]
         if not pictures:
@@ -72,6 +86,9 @@ class Crops:
             first += picture[0].numel()
         self.pixels = torch.cat([p.flatten(1).t().to(device) for p in pictures])  # of all, one after the other
         self.places = torch.tensor(places, device=device)  # first pixel, height and width of each
+        # a picture without any detail is drawn now and then, too
+        chances = torch.tensor([(detail(p) + 0.1) ** power for p in pictures], dtype=torch.float64, device=device)
+        self.below = chances.cumsum(0) / chances.sum()  # chance of a picture up to each
         if device.type == "cuda":
             with torch.cuda.device(device):
                 self.generator = torch.cuda.default_generators[torch.cuda.current_device()]
@@ -82,12 +99,15 @@ class Crops:
         """`[count, 3, crop, crop]` float in -0.5..0.5, channels_last; a batch if nothing is said."""
         count, generator, device, crop = count or self.batch, generator or self.generator, self.device, self.crop
 
+        def share() -> Tensor:
+            return torch.rand(count, 1, 1, generator=generator, device=device, dtype=torch.float64)
+
         def below(bound: int | Tensor) -> Tensor:
             """Integers in 0..bound-1, `[count, 1, 1]`."""
-            share = torch.rand(count, 1, 1, generator=generator, device=device, dtype=torch.float64)
-            return (share * bound).long()
+            return (share() * bound).long()
 
-        first, height, width = self.places[below(len(self.places))].unbind(3)
+        picture = torch.searchsorted(self.below, share(), right=True).clamp(max=len(self.below) - 1)
+        first, height, width = self.places[picture].unbind(3)
         i = torch.arange(crop, device=device)[:, None]
         i, j = (torch.where(below(2) == 1, crop - 1 - axis, axis) for axis in (i, i.t()))
         turned = below(2) == 1

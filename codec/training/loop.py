@@ -119,7 +119,7 @@ class Trainer:
         self.parameters = dict(self.model.named_parameters())
         self.average = {k: v.detach().clone() for k, v in self.parameters.items()}
         self.crops = Crops(
-            load_pictures(config.data), config.crop, config.batch, config.seed + self.rank, self.device
+            load_pictures(config.data), config.crop, config.batch, config.seed + self.rank, self.device, config.detail
         )
         self.validation: Tensor | None = None
         if config.validation:
