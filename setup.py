@@ -98,7 +98,8 @@ setup(
         "bench": [*BENCH, "compressai>=1.2.8"],
         "gpu": [TRITON],
         "test": [
-            *("pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13", "fsspec>=2024.6", "imageio>=2.31"),
+            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.9", "mypy>=1.13"),
+            *("fsspec>=2024.6", "imageio>=2.31"),
             *(*BENCH, *IMAGES, *TRAIN, TRITON),
         ],
     },

@@ -72,6 +72,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setenv("MCODEC_KERNELS", "triton")
     return torch.device("cuda")
 
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core
+    torch.set_num_threads(1)
+
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 
