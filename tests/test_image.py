@@ -247,6 +247,17 @@ def test_transparency_of_16_bit_grey(orientation: int, tmp_path: Path) -> None:
     assert raster.alpha is not None and np.array_equal(raster.alpha, np.where(upright == 300, 0, 255))
 
 
+def test_16_bit_grey_with_alpha_in_tiff(tmp_path: Path) -> None:
+    """As colour: Pillow, and with it most readers, take no TIFF file of such grey."""
+    pytest.importorskip("tifffile")
+    grey = np.random.default_rng(0).integers(0, 65536, (70, 9)).astype(np.uint16)
+    alpha = np.arange(630, dtype=np.uint16).reshape(70, 9)
+    write_image(Raster(grey, Kind.GREY16, alpha), tmp_path / "a.tif")
+    raster = read_raster(tmp_path / "a.tif")
+    assert raster.kind is Kind.RGB16 and raster.alpha is not None
+    assert np.array_equal(raster.array(), np.dstack([grey, grey, grey, alpha]))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
 def test_orientation(orientation: int, name: str, tmp_path: Path) -> None:

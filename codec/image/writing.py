@@ -179,7 +179,8 @@ def _save_ppm(raster: Raster, file: BinaryIO) -> None:
 
 def _save_tiff(raster: Raster, file: BinaryIO) -> None:
     """Strips with horizontal differences, deflated."""
-    colours, bits = 1 if raster.kind.grey else 3, raster.kind.bits
+    repeated = raster.kind is Kind.GREY16 and raster.alpha is not None  # as RGB: Pillow reads no such grey
+    colours, bits = 1 if raster.kind.grey and not repeated else 3, raster.kind.bits
     channels = colours if raster.alpha is None else colours + 1
     if channels > colours:
         bits = max(8, bits)
@@ -198,6 +199,8 @@ def _save_tiff(raster: Raster, file: BinaryIO) -> None:
     file.write(bytes(directory.save(io.BytesIO())))  # its place
     lengths = []
     for band in raster.bands(TILE):
+        if repeated:
+            band = band[..., [0, 0, 0, 1]]
         for top in range(0, len(band), _TIFF_ROWS):
             strip = band[top : top + _TIFF_ROWS].copy()
             if bits == 1:
