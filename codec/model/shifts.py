@@ -17,10 +17,13 @@ from mcodec.model.prior import noisy_bits
 UNIT = 2
 #: Shifts that an encoder tries. Beyond them hardly any is best.
 TRIED = range(-7, 7)
-#: Bits that a shift must save: those that it takes, and its share of what a section takes.
-COST = 10
+#: Bits that a shift must save: about what a section of seven takes, as any one may be the first, and as the best of
+#: many estimates is too good. With 10, pictures of 64 to 128 pixels a side lost 0.6 to 1.4 %.
+COST = 40
 #: An encoder looks at so many positions of a stage, evenly spread.
 POSITIONS = 1024
+#: Values of all tiles of a batch whose rates are taken at once.
+AT_ONCE = 2**21
 
 
 def moved(scale: Tensor, shift: Tensor) -> Tensor:
@@ -42,9 +45,20 @@ def best(value: Tensor, offset: Tensor, scale: Tensor, least: float, step: int) 
     least: the sigma of index 0. Rates are those of `noisy_bits`, which finds nine tenths of what could be saved and
     more, and takes no sum over codewords.
     """
-    shift = torch.arange(TRIED.start, TRIED.stop, device=scale.device).repeat_interleave(len(scale))
-    value, offset, scale = (part.repeat(len(TRIED), 1, 1) for part in (value, offset, scale))
-    each = noisy_bits(value, offset, moved(scale, shift), least) * (scale > 0)
-    bits = each.sum((1, 2)).unflatten(0, (len(TRIED), -1))
+    bits = torch.cat(
+        [
+            _bits(value, offset, scale, least, tried)
+            for tried in torch.arange(TRIED.start, TRIED.stop).split(max(1, AT_ONCE // max(1, value.numel())))
+        ]
+    )
     saved, place = (bits[-TRIED.start] - bits).max(0)
     return torch.where(step * saved > COST, place + TRIED.start, 0)
+
+
+def _bits(value: Tensor, offset: Tensor, scale: Tensor, least: float, tried: Tensor) -> Tensor:
+    """Of each tile with each of the shifts `[N]`: `[N, B]`."""
+    count = len(tried)
+    shift = tried.to(scale.device).repeat_interleave(len(scale))
+    value, offset, scale = (part.repeat(count, 1, 1) for part in (value, offset, scale))
+    each = noisy_bits(value, offset, moved(scale, shift), least) * (scale > 0)
+    return each.sum((1, 2)).unflatten(0, (count, -1))
