@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import click
 
 from mcodec.cli.many import named
 from mcodec.cli.options import FILE, check_device, load_codec, max_pixels_option, model_option, read
-from mcodec.errors import CodecError, FormatError
+from mcodec.errors import CodecError
 
 INFO_EXAMPLES = """\b
 Examples:
@@ -37,6 +39,15 @@ def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+@contextmanager
+def _about(source: Path) -> Iterator[None]:
+    """Errors name the file."""
+    try:
+        yield
+    except CodecError as error:
+        raise CodecError(named(str(error), source)) from error
+
+
 def _to_json(value: Any) -> str:
     return json.dumps(value, indent=2, default=_plain)
 
@@ -52,12 +63,12 @@ def info(source: Path, as_json: bool, stages: bool, max_pixels: int, model: str 
     from mcodec.container import describe
 
     data = read(source)
-    try:
+    with _about(source):
         fields = describe(data)
-    except FormatError as error:
-        raise CodecError(named(str(error), source)) from error
     if stages and fields["stages"] is None:
-        fields["stages"] = load_codec(model, "auto").stage_bytes(data, max_pixels)
+        codec = load_codec(model, "auto")
+        with _about(source):
+            fields["stages"] = codec.stage_bytes(data, max_pixels)
     if as_json:
         click.echo(_to_json(fields))
         return

@@ -207,9 +207,10 @@ class Codec:
         file = self._open(data, max_pixels, partial)
         if lazy and region is None and file.header.tiles > 1:
             self._check_stages(stages)
+            found = decoding.held_stages(file, self.stages)
             samples = decoding.Decoded(self._engine, file, stages, partial)
             raster = _raster(file, decoding.wanted(file.header, None), samples)
-            return self._noted(raster, len(file.streams.pieces[0]), stages)
+            return self._noted(raster, found, stages)
         return self._rasters([file], stages, region, partial)[0]
 
     def decode_with_codes(

@@ -102,7 +102,14 @@ class Container:
 
     def shifts(self, stages: int) -> list[list[int]]:
         """The shifts of each tile's stages, of which the weights have so many; CorruptStream where there are others."""
-        return tiles.unpack_shifts(self.section(TAG_SHIFTS), stages, self.header.tiles)
+        if stages not in self._shifts:
+            self._shifts[stages] = tiles.unpack_shifts(self.section(TAG_SHIFTS), stages, self.header.tiles)
+        return self._shifts[stages]
+
+    @cached_property
+    def _shifts(self) -> dict[int, list[list[int]]]:
+        """What `shifts` found; a tall picture is read row by row."""
+        return {}
 
 
 def check_size(width: int, height: int) -> None:
@@ -174,6 +181,8 @@ def unpack(data: bytes, partial: bool = False, max_pixels: int | None = None) ->
     codes: tuple[bytes, int] | None = None
     sections: list[tuple[int, bytes]] = []
     while place < len(body):
+        if partial and codes is not None and len(body) - place <= CRC_BYTES:
+            break  # what is there of the checksum
         if len(sections) + (codes is not None) >= MAX_SECTIONS:
             raise LimitExceeded(f"more than {MAX_SECTIONS} sections")
         tag = body[place]

@@ -33,6 +33,21 @@ def wanted(header: Header, region: tuple[int, int, int, int] | None) -> Box:
     return Box(y, x, y + height, x + width)
 
 
+def held_stages(file: Container, total: int) -> int:
+    """Stages that a file holds of every tile, as far as that shows before decoding, of `total` that the weights have.
+
+    CorruptStream where its table is of others, before as many entries are taken apart as it claims, or holds none.
+    """
+    if file.header.tiles == 1:
+        return total
+    if file.codes and file.codes[0] not in (0, total):
+        raise CorruptStream(f"{file.codes[0]} stages are coded, but the weights have {total}")
+    held = len(file.streams.pieces[0])
+    if held == 0:
+        raise CorruptStream("the file ends before its first stage does")
+    return held
+
+
 def read_codes(
     engine: Engine,
     files: list[Container],
@@ -50,26 +65,20 @@ def read_codes(
     # on a GPU the host waits for no pass before all are queued
     later = [] if checks is None and engine.device.type != "cpu" else checks
     total = len(engine.model.stages)
-    for file in files:  # before a table of as many entries as the file claims is taken apart
-        if file.header.tiles > 1 and file.codes and file.codes[0] not in (0, total):
-            raise CorruptStream(f"{file.codes[0]} stages are coded, but the weights have {total}")
+    found = [held_stages(file, total) for file in files]
     held = [file.streams for file in files]
     moves = [file.shifts(total) for file in files]
     canvases: list[list[Tensor]] = [[] for _ in files]
     jobs: list[tuple[int, int, Box, int]] = []  # file, tile, its place, stages to read
     for i, file in enumerate(files):
-        count = total if stages is None else stages
-        header, sizes = file.header, held[i].sizes
-        if sizes is not None:
-            count = min(count, len(held[i].pieces[0]))
-            if count == 0:
-                raise CorruptStream("the file ends before its first stage does")
+        count = found[i] if stages is None else min(stages, found[i])
+        header = file.header
         height = engine.padded(header.height, header.width)[0]
         part = None if regions is None else _reached(engine, file, regions[i])[1]
         begin, end = (0, height) if row is None else (row * header.tile, min((row + 1) * header.tile, height))
-        for tile, (left, top, right, bottom) in enumerate(tiles.grid(header.width, header.height, header.tile)):
-            if not begin <= top < end:
-                continue
+        before = 0 if row is None else row * tiles.count(header.width, 1, header.tile)
+        places = tiles.grid(header.width, header.height, header.tile, row)
+        for tile, (left, top, right, bottom) in enumerate(places, before):
             tall, wide = engine.padded(bottom - top, right - left)
             box = Box(top - begin, left, top - begin + tall, left + wide)
             needed = [index + 1 for index in range(count) if part is None or _meet(engine, box, index, part.around)]

@@ -19,11 +19,14 @@ WORD_BYTES = 2
 SHIFTS = range(-8, 8)
 
 
-def grid(width: int, height: int, side: int) -> list[tuple[int, int, int, int]]:
-    """(left, top, right, bottom) in pixels of every tile, row by row; those at the right and bottom may be smaller."""
+def grid(width: int, height: int, side: int, row: int | None = None) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) in pixels of every tile, row by row; those at the right and bottom may be smaller.
+
+    row: only the tiles of that row.
+    """
     return [
         (left, top, min(left + side, width), min(top + side, height))
-        for top in range(0, height, side)
+        for top in (range(0, height, side) if row is None else (row * side,))
         for left in range(0, width, side)
     ]
 

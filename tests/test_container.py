@@ -250,3 +250,15 @@ def test_any_beginning_of_a_file() -> None:
         damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
         with contextlib.suppress(FormatError):
             _ = unpack(bytes(damaged), partial=True).streams
+
+
+def test_what_is_left_of_a_checksum_is_no_section() -> None:
+    """Of a file with a damaged byte, or cut off in its last four, the codes are found whatever the checksum."""
+    rng = random.Random(0)
+    for _ in range(1000):
+        codes = rng.randbytes(20)
+        data = bytearray(pack(Container(Header(300, 200, 100, PRINT), codes, ((TAG_ICC, b"profile"),))))
+        data[data.index(codes)] ^= 1
+        for cut in range(4):
+            found = unpack(bytes(data[: len(data) - cut]), partial=True)
+            assert found.codes[1:] == codes[1:] and found.section(TAG_ICC) == b"profile"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from settings import SETTINGS, setting
 from tiny import TINY, lively
 
-from mcodec import container, decoding, postfilter
+from mcodec import container, decoding, postfilter, tiles
 from mcodec.api import Codec
 from mcodec.bench.metrics import psnr
 from mcodec.engine import Engine
@@ -167,6 +168,19 @@ def test_previews(tiled: Codec, picture: Make, tile: int) -> None:
     for stages in (0, 5):
         with pytest.raises(ValueError, match="stages must be from 1 to 4"):
             tiled.decode(data, stages=stages)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_other_stages_in_the_table(tiled: Codec, picture: Make, lazy: bool) -> None:
+    file = container.unpack(tiled.encode(picture(100, 130), 60))
+    for stages in (1, 255):
+        data = container.pack(replace(file, codes=bytes([stages]) + file.codes[1:]))
+        with pytest.raises(CorruptStream, match=f"{stages} stages are coded, but the weights have 4"):
+            tiled.decode_raster(data, lazy=lazy)
+
+
+def test_rows_of_tiles() -> None:
+    assert [place for row in range(3) for place in tiles.grid(130, 190, 64, row)] == tiles.grid(130, 190, 64)
 
 
 def test_stage_bytes_add_up(tiled: Codec, picture: Make) -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny import TINY, lively
 from torch import Tensor
 
 from mcodec import weights
-from mcodec.errors import ModelError
+from mcodec.errors import ModelError, TrainingError
 from mcodec.model import Cascade
 from mcodec.model.layers import LEAK, Block, Body, Gate, Pointwise
-from mcodec.training import units
+from mcodec.training import export, units
 
 
 def picture() -> Tensor:
@@ -131,6 +132,20 @@ def test_what_one_picture_lives_by_stays(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(units, "_bodies", lambda model: [body])
     assert units.prune(lively(TINY), lambda: [body(x) for x in [usual] * 8 + [rare]]) == 1
     assert units.prune(lively(TINY), lambda: [body(x) for x in [usual] * 8]) == 0.5
+
+
+def test_units_are_judged_by_crops_as_large_as_each_picture_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiple, sizes = TINY.multiple, []
+    for name, side in (("a", 3 * multiple + 1), ("b", multiple - 1), ("c", multiple)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+    model = lively(TINY)
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape)))
+    export.prune(model, [tmp_path])
+    assert set(sizes) == {(1, 3, 3 * multiple, 3 * multiple), (1, 3, multiple, multiple)}
+    with pytest.raises(TrainingError, match=f"no picture to judge units by is at least {multiple}x{multiple}"):
+        export.prune(model, [tmp_path / "b.png"])
 
 
 def test_weights_without_idle_units_are_saved_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

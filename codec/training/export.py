@@ -42,16 +42,23 @@ def load_average(checkpoint: Path) -> tuple[Cascade, dict[str, Any]]:
 
 
 def prune(model: Cascade, pictures: Sequence[str | Path]) -> float:
-    """Leave out hidden units by what some pictures make of them; the share of units that stays."""
-    loaded, multiple = load_pictures(pictures, PRUNING), model.config.multiple
-    side = min(CROP, *(min(picture.shape[1:]) for picture in loaded)) // multiple * multiple
-    x = validation_batch(loaded, max(side, multiple), PRUNING)
+    """Leave out hidden units by what some pictures make of them; the share of units that stays.
+
+    TrainingError where no picture is large enough for one position of the coarsest stage.
+    """
+    multiple, crops = model.config.multiple, []
+    for picture in load_pictures(pictures, PRUNING):
+        side = min(CROP, *picture.shape[1:]) // multiple * multiple
+        if side:
+            crops.append(validation_batch([picture], side, 1))
+    if not crops:
+        raise TrainingError(f"no picture to judge units by is at least {multiple}x{multiple}")
     gumbel = model.config.assignment == "gumbel"
 
     def run() -> None:
         for level in PRUNING_LEVELS:
-            for picture in x.split(1):
-                model(picture, torch.full((1,), level), "gumbel" if gumbel else "hard")
+            for crop in crops:
+                model(crop, torch.full((1,), level), "gumbel" if gumbel else "hard")
 
     return units.prune(model, run)
 
