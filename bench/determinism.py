@@ -28,10 +28,11 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
+from mcodec import container
 from mcodec.api import Codec, load
 from mcodec.entropy import PriorTables, rans
 from mcodec.kernels.context_layer import requantize
-from mcodec.model import Cascade, level_of
+from mcodec.model import Cascade, level_of, shifts
 from mcodec.model.bounds import EXACT, Bound, bounds
 from mcodec.model.context import IntegerLayer, upsample
 
@@ -141,10 +142,17 @@ def applied(form: Form) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Coded:
-    """A picture's codes, per stage `[M, h, w]`, and the level they were coded at."""
+    """A picture's codes, per stage `[M, h, w]`, the level they were coded at, and each stage's shift of scales."""
 
     codes: list[Tensor]
     level: int
+    shifts: list[int]
+
+    @staticmethod
+    def of(codec: Codec, picture: NDArray[Any], quality: float) -> Coded:
+        """A picture as a file holds it; of tiles, the shifts of the first."""
+        data = codec.encode(picture, quality)
+        return Coded(codec.codes(data), level_of(quality), container.unpack(data).shifts(codec.stages)[0])
 
 
 #: Offset and scale of every stage, `[M * d, h, w]` integers.
@@ -244,9 +252,10 @@ def replay(
                     for a, b in zip(stage, expected, strict=True):
                         count.add(a, b)
                 advance()
-    for item in reference:
-        for place, pair in enumerate(item):
-            _compare_logits(codec, place, pair, out.logits)
+    for item, found in zip(coded, reference, strict=True):
+        for place, (offset, scale) in enumerate(found):
+            shifted = shifts.moved(scale[None], torch.tensor([item.shifts[place]]))[0]
+            _compare_logits(codec, place, (offset, shifted), out.logits)
         advance()
     return out
 
@@ -287,7 +296,7 @@ def coded_pictures(codec: Codec, folder: Path, qualities: Sequence[float], limit
     if not paths:
         raise click.ClickException(f"no PNG pictures in {folder}")
     return [
-        Coded(codec.codes(codec.encode(np.asarray(Image.open(path).convert("RGB")), quality)), level_of(quality))
+        Coded.of(codec, np.asarray(Image.open(path).convert("RGB")), quality)
         for path in track(paths, "encoding", transient=True)
         for quality in qualities
     ]

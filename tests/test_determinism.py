@@ -16,7 +16,6 @@ from mcodec import weights
 from mcodec.api import Codec
 from mcodec.bench.determinism import FORMS, REFERENCE, Coded, Form, convolutions, replay
 from mcodec.errors import ModelError
-from mcodec.model import level_of
 from mcodec.model.bounds import EXACT, bounds, check, layer_bound
 from mcodec.model.context import LIMIT, IntegerLayer
 
@@ -32,7 +31,7 @@ def coded(tiny: Codec) -> list[Coded]:
     for index, size in enumerate(sizes):
         quality = 10 + 10 * index
         picture = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
-        out.append(Coded(tiny.codes(tiny.encode(picture, quality)), level_of(quality)))
+        out.append(Coded.of(tiny, picture, quality))
     return out
 
 
