@@ -171,6 +171,30 @@ def check_intervals(
     assert start.tolist() == [sum(row[:k]) for k in codes]
 
 
+@pytest.mark.parametrize("reach", [16, 64])
+@pytest.mark.parametrize("side,dimension", [(31, 2), (9, 3)])
+def test_rows_of_codewords_by_distance(engine: str, side: int, dimension: int, reach: int) -> None:
+    """Nearest first, as released weights have them: a coder may stop where none that follows can be reached."""
+    rng = np.random.default_rng(side + reach)
+    axes = np.meshgrid(*[np.arange(side) - side // 2] * dimension, indexing="ij")
+    points = np.stack([axis.ravel() for axis in axes], 1)
+    points = points[np.square(points).sum(1).argsort(kind="stable")] * 16 + rng.integers(-2, 3, points.shape)
+    tables = tables_of([points], rng.integers(-90, 1, (1, len(points))), 2**14 // 1.3 ** np.arange(37), reach)
+    offset = rng.normal(0, rng.choice([4, 40, 400], 40), (1, dimension, 40)).clip(-1023, 1023).astype(np.int16)
+    scale = rng.integers(1, 37, (1, dimension, 40)).astype(np.uint8)
+    context = offset, scale
+    rows = frequency_rows(tables, *context, 0)
+    assert rows[:, -32:].any(1).any() and not rows[:, -32:].any(1).all()
+    for position, row in enumerate(rows.tolist()):
+        check_intervals(tables, context, 0, position, list(range(len(points))), row)
+    stage = tables, context, sample(tables, context, 40, rng)
+    assert np.array_equal(decode(encode([stage]), [stage])[0], stage[2])
+    latents = rng.normal(0, 4, offset.shape).astype(np.float32)
+    codewords = tables.codewords.astype(np.float32) / 16
+    for beta in (0.0, 1.0, 1000.0):
+        check_assigned(tables, context, latents, codewords, beta, assign(tables, *context, latents, codewords, beta))
+
+
 def test_the_quadratic_is_near_the_exponential() -> None:
     """Rows follow 2^(logit / 64) within 0.3 %, where a unit of frequency does not matter."""
     tables = tables_of(np.zeros((1, 8, 1)), [np.arange(8) * -13])

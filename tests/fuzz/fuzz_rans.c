@@ -55,7 +55,7 @@ static void demand(int good, const char *what)
 }
 
 /* Encodes the codes, decodes them, and compares. */
-static void round_trip(const Prior *p, const int32_t *codes, ptrdiff_t symbols, ptrdiff_t lanes)
+static void round_trip(Prior *p, const int32_t *codes, ptrdiff_t symbols, ptrdiff_t lanes)
 {
     uint16_t *start = malloc((size_t)symbols * 2 + 1), *freq = malloc((size_t)symbols * 2 + 1);
     int32_t *again = malloc((size_t)symbols * 4 + 1);
@@ -81,7 +81,7 @@ static void round_trip(const Prior *p, const int32_t *codes, ptrdiff_t symbols, 
 }
 
 /* The encoder's choice from latents, codewords and a weight of any floats, NaN and infinity among them. */
-static void choose(Input *in, const Prior *p, ptrdiff_t symbols, int32_t *codes)
+static void choose(Input *in, Prior *p, ptrdiff_t symbols, int32_t *codes)
 {
     float beta;
     fill(in, &beta, sizeof beta);
