@@ -47,7 +47,7 @@ BENCH = [
     "ssimulacra2>=0.3",
 ]
 
-TRAIN = ["matplotlib>=3.8", "pytorch-optimizer>=4"]
+TRAIN = ["matplotlib>=3.8", "pytorch-msssim>=1.0", "pytorch-optimizer>=4"]
 
 # 16 bits, which Pillow cuts to 8.
 IMAGES = ["imagecodecs>=2024.9.22", "tifffile>=2024.8.30"]

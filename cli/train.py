@@ -45,7 +45,7 @@ def _steps(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 
 @click.command(epilog=TRAIN_EXAMPLES)
 @click.option("--config", type=FILE, metavar="FILE", help="Run configuration (JSON); options override it.")
-@click.option("--preset", metavar="NAME", help="Model: cascade, cascade-small, cascade-large or umgm.")
+@click.option("--preset", metavar="NAME", help="Model: cascade, cascade-small, cascade-large, cascade-ms-ssim or umgm.")
 @click.option("--init", metavar="NAME", help="Released weights to start from, a name or a .safetensors file.")
 @click.option("--data", multiple=True, metavar="PATH", help="Tar shard, folder or picture; repeatable.")
 @click.option("--validation", multiple=True, metavar="PATH", help="Held-out pictures; repeatable.")

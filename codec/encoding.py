@@ -79,6 +79,7 @@ def payloads(
     moves: list[list[int]] = [[]] * len(jobs)
     sums: list[Tensor | None] = [None] * len(jobs)
     waiting: list[Callable[[], None]] = []
+    squared = engine.model.config.distortion == "mse"
 
     def work(members: list[int]) -> None:
         group = [jobs[i] for i in members]
@@ -89,7 +90,7 @@ def payloads(
         for i, item, tile in zip(members, range(len(group)), group, strict=True):
             place_codes(engine, canvases[tile.item], tile.box, codes, item)
             kind = rasters[tile.item].kind
-            if kind is not Kind.BILEVEL:
+            if kind is not Kind.BILEVEL and squared:  # the filter is fitted by squared error
                 limit = postfilter.clipping(engine.model.config.lam(tile.level))
                 sums[i] = postfilter.statistics(pictures[item], x[item], tile.shown, kind.grey, limit)
 

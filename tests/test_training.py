@@ -8,6 +8,7 @@ import io
 import json
 import math
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,16 @@ import torch
 from PIL import Image
 from tiny import TINY, TINY_UMGM
 
-from mcodec import api, weights
+from mcodec import api, rate, weights
 from mcodec.errors import ModelError, TrainingError
 from mcodec.model import config as model_config
+from mcodec.model.search import searchable
 from mcodec.training import units
 from mcodec.training.config import TrainConfig
 from mcodec.training.data import Crops, detail, load_pictures, validation_batch
 from mcodec.training.experiment import record
 from mcodec.training.export import export
-from mcodec.training.loop import RESPONSE_RATE, Trainer
+from mcodec.training.loop import RESPONSE_RATE, SCORED, Trainer, dissimilarity
 
 
 @pytest.fixture
@@ -198,14 +200,13 @@ def test_levels_of_a_batch_are_spread(config: TrainConfig) -> None:
 
 
 def test_score_is_the_rate_at_equal_quality() -> None:
-    psnr, bpp = [27.0, 30.0, 33.0, 36.0, 41.0], [0.1, 0.2, 0.4, 0.8, 2.0]
-    score = Trainer._score(psnr, bpp)
-    assert Trainer._score(psnr, [value / 2 for value in bpp]) == pytest.approx(score - 1)
-    assert Trainer._score(psnr[::-1], bpp[::-1]) == pytest.approx(score)
+    psnr, bpp, at = [27.0, 30.0, 33.0, 36.0, 41.0], [0.1, 0.2, 0.4, 0.8, 2.0], SCORED["mse"]
+    score = Trainer._score(psnr, bpp, at)
+    assert Trainer._score(psnr, [value / 2 for value in bpp], at) == pytest.approx(score - 1)
+    assert Trainer._score(psnr[::-1], bpp[::-1], at) == pytest.approx(score)
     # other points of the same curve
-    assert Trainer._score([26.0, 28.5, 33.0, 36.0, 41.0], [0.1 * 2 ** (-1 / 3), 0.1 * 2**0.5, *bpp[2:]]) == (
-        pytest.approx(score)
-    )
+    others = [0.1 * 2 ** (-1 / 3), 0.1 * 2**0.5, *bpp[2:]]
+    assert Trainer._score([26.0, 28.5, 33.0, 36.0, 41.0], others, at) == pytest.approx(score)
 
 
 def test_frozen_phase_leaves_the_encoder(config: TrainConfig) -> None:
@@ -375,6 +376,49 @@ def test_a_run_starts_from_released_weights(config: TrainConfig, tmp_path: Path)
     assert weights.load(export(tmp_path / "tuned.pt", tmp_path, "second"))[1] != weights.load(path)[1]
     with pytest.raises(TrainingError, match="not of preset cascade-small"):
         Trainer(config.updated(init=str(path), preset="cascade-small"))
+
+
+def test_a_run_for_ms_ssim_goes_on_from_weights_for_squared_error(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(model_config.PRESETS, "tiny-ms-ssim", replace(TINY, name="other", distortion="ms-ssim"))
+    rng = np.random.default_rng(1)
+    smooth = np.kron(rng.integers(0, 255, (25, 25, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "picture.png")
+    trainer = Trainer(config)
+    trainer.train_step()
+    trainer.save(tmp_path / "checkpoint.pt")
+    path = export(tmp_path / "checkpoint.pt", tmp_path, "first", pictures=[tmp_path / "picture.png"])
+    assert "MSE" in weights.read_card(path)["objective"]
+
+    config = config.updated(
+        preset="tiny-ms-ssim", init=str(path), noise_steps=0, hard_steps=2, frozen_steps=0, crop=192, validate_every=2,
+        data=(str(tmp_path / "picture.png"),), validation=(str(tmp_path / "picture.png"),),
+    )
+    with pytest.raises(TrainingError, match="from sides of 161 pixels on: crop is 160"):
+        Trainer(config.updated(crop=160))
+    tuned = Trainer(config)
+    tuned.run()
+    row = json.loads((Path(config.out) / "log.jsonl").read_text().splitlines()[-1])
+    assert all(0 < point["ms_ssim"] < 40 for point in row["validation"]) and math.isfinite(row["score"])
+    path = export(Path(config.out) / "checkpoint.pt", tmp_path, "second")
+    card = weights.read_card(path)
+    assert card["architecture"] == "other" and "MS-SSIM" in card["objective"] and "MS-SSIM" in card["limits"]
+
+    # what lowers squared error is not for them: neither search nor filter
+    codec = api.load(path, "cpu")
+    assert not searchable(codec.model)
+    monkeypatch.setattr("mcodec.postfilter.fit", lambda *_: pytest.fail("a filter was fitted"))
+    assert codec.encode(smooth, 50, effort=5) == codec.encode(smooth, 50)
+
+
+def test_dissimilarity_is_one_less_ms_ssim() -> None:
+    rng = np.random.default_rng(2)
+    a, b = (rng.integers(0, 256, (176, 192, 3)).astype(np.uint8) for _ in range(2))
+    x, y = (torch.from_numpy(v).permute(2, 0, 1)[None] / 255 - 0.5 for v in (a, (a // 2 + b // 2)))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dissimilarity(x, y)
+    assert found.shape == (1,) and found.item() == pytest.approx(1 - rate.ms_ssim(a, a // 2 + b // 2, 255), abs=1e-5)
 
 
 def test_experiment_row_holds_real_files(config: TrainConfig, shard: Path, tmp_path: Path) -> None:

@@ -54,8 +54,9 @@ def steps_of(effort: int) -> int:
 
 
 def searchable(model: Cascade) -> bool:
-    """Whether the weights have what the search needs: a conditional prior and codes that are assigned by it."""
-    return model.config.prior == "mixture" and model.config.assignment == "entropy"
+    """Whether the weights have what the search needs: a conditional prior, codes assigned by it, squared error."""
+    config = model.config
+    return config.prior == "mixture" and config.assignment == "entropy" and config.distortion == "mse"
 
 
 class Search:

@@ -21,9 +21,14 @@ from mcodec.training.data import load_pictures, validation_batch
 PRUNING, CROP, PRUNING_LEVELS = 48, 256, (12.0, 127.0, 242.0)
 
 LIMITS = (
-    "RGB photographs of 8 bits per channel; trained for mean squared error on a small set of pictures. "
+    "RGB photographs of 8 bits per channel; trained for {} on a small set of pictures. "
     "Not for line art, medical or scientific images where invented or lost detail matters."
 )
+#: Name and formula of a distortion, for the card.
+DISTORTIONS = {
+    "mse": ("mean squared error", "lambda * 255^2 * MSE"),
+    "ms-ssim": ("MS-SSIM", "lambda * 1250 * (1 - MS-SSIM)"),
+}
 
 
 def load_average(checkpoint: Path) -> tuple[Cascade, dict[str, Any]]:
@@ -117,6 +122,7 @@ def export(
     if pictures:
         prune(model, pictures)
     name = name or model.config.name
+    distortion, formula = DISTORTIONS[model.config.distortion]
     training = dict(state["config"])
     training["data"] = [Path(p).name for p in training["data"]]
     training["validation"] = [Path(p).name for p in training["validation"]]
@@ -128,7 +134,7 @@ def export(
         "mcodec": __version__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "kmac_per_pixel": multiplications(model),
-        "objective": "lambda * 255^2 * MSE + bpp, lambda "
+        "objective": f"{formula} + bpp, lambda "
         f"{model.config.lambda_min} to {model.config.lambda_max} over quality 1 to 100",
         "steps": state["step"],
         "training_pixels": state["pixels"],
@@ -136,7 +142,7 @@ def export(
         "training": training,
         "metrics": _last_validation(checkpoint),
         "data_licences": data_licences,
-        "limits": LIMITS,
+        "limits": LIMITS.format(distortion),
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.safetensors"

@@ -25,6 +25,7 @@ from mcodec.model.config import LEVELS
 from mcodec.model.context import QualityTable
 from mcodec.model.layers import Exact1x1, Pointwise, Response, Spatial
 from mcodec.model.quantizer import Codebooks
+from mcodec.rate import MS_SSIM_SIDE
 from mcodec.training import units
 from mcodec.training.checkpoint import read as read_checkpoint
 from mcodec.training.config import TrainConfig
@@ -36,8 +37,8 @@ ENCODER_PARTS = ("analysis.", ".posterior.", ".correct")
 #: Levels at which validation is measured.
 VALIDATION_LEVELS = (25, 76, 127, 178, 229)
 
-#: PSNRs at which the rate of a validation is compared.
-SCORED = (28.0, 31.0, 34.0, 37.0, 40.0)
+#: PSNRs at which the rate of a validation is compared, or MS-SSIMs in dB.
+SCORED = {"mse": (28.0, 31.0, 34.0, 37.0, 40.0), "ms-ssim": (10.0, 13.0, 16.0, 19.0, 22.0)}
 
 #: Crops from which the initial gains are set.
 CALIBRATION_CROPS = 32
@@ -53,6 +54,17 @@ Report = Callable[[dict[str, Any]], None]
 
 def _is_encoder(name: str) -> bool:
     return any(part in name for part in ENCODER_PARTS)
+
+
+def dissimilarity(picture: Tensor, x: Tensor) -> Tensor:
+    """1 - MS-SSIM (Wang, Simoncelli, Bovik, 2003) of pictures `[B, 3, H, W]` in -0.5..0.5, `[B]`."""
+    try:
+        from pytorch_msssim import ms_ssim
+    except ImportError as error:
+        raise TrainingError(f"MS-SSIM needs pytorch-msssim (pip install '.[train]'): {error}") from error
+    with torch.autocast(x.device.type, enabled=False):  # variances are small differences
+        similarity: Tensor = ms_ssim(picture + 0.5, x + 0.5, data_range=1.0, size_average=False)
+    return 1 - similarity
 
 
 def _soap(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
@@ -78,9 +90,11 @@ def _start(config: TrainConfig) -> Cascade:
     if not config.init:
         return Cascade(shape)
     model, _ = weights.load(weights.find(config.init))
-    model.config = replace(model.config, reach=shape.reach)  # of the coder alone: weights of any other can go on
-    if model.config != shape:
+    # of the coder and the loss alone: weights of any other can go on
+    same = replace(model.config, name=shape.name, reach=shape.reach, distortion=shape.distortion)
+    if same != shape:
         raise TrainingError(f"weights {config.init} are of {model.config.name}, not of preset {config.preset}")
+    model.config = shape
     for module in model.modules():
         if isinstance(module, QualityTable | Codebooks):
             module.thaw()
@@ -101,6 +115,8 @@ class Trainer:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         torch.manual_seed(config.seed)
         self.model = _start(config).to(self.device)
+        if self.model.config.distortion == "ms-ssim" and config.crop < MS_SSIM_SIDE:
+            raise TrainingError(f"MS-SSIM is defined from sides of {MS_SSIM_SIDE} pixels on: crop is {config.crop}")
         # pointwise and depthwise layers are two to three times faster so, on CPUs as on GPUs
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.gumbel = self.model.config.assignment == "gumbel"
@@ -196,9 +212,10 @@ class Trainer:
     def _loss(self, out: Trained, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, squared error per picture)."""
         pixels = x.shape[2] * x.shape[3]
-        lam = self.model.config.lam(level.float())
+        shape = self.model.config
         error = (out.picture - x).square().mean((1, 2, 3))
-        loss = lam * 255**2 * error
+        distortion = error if shape.distortion == "mse" else dissimilarity(out.picture, x)
+        loss = shape.lam(level.float()) * shape.distortion_weight * distortion
         if not self.gumbel:
             assert out.commitment is not None
             beta = self.config.commitment * self.config.beta / math.log(2)
@@ -329,40 +346,48 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """bpp and PSNR with averaged weights and codes as a file would hold them (rate from the model)."""
+        """bpp and PSNR with averaged weights and codes as a file would hold them (rate from the model).
+
+        Trained for MS-SSIM, that too, in dB, and the score is by it.
+        """
         if self.validation is None:
             return {}
         phase = self.config.phase(max(0, self.step - 1), self.gumbel)
         mode = "hard" if phase == "frozen" else phase
         current = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self._set(self.average)
-        x, rows = self.validation, []
+        x, rows, distortion = self.validation, [], self.model.config.distortion
         with torch.random.fork_rng():  # validation must not change the run
             for level in VALIDATION_LEVELS:
-                bits = error = 0.0
+                bits, error, unlike = 0.0, 0.0, 0.0
                 for part in x.split(4):
                     out = self.model(
                         part, torch.full((len(part),), level, device=self.device), mode, assign=self._assign,
                         beta=self.config.beta,
                     )
                     bits += float(sum(b.sum() for b in out.stage_bits))
-                    mse = (out.picture.clamp(-0.5, 0.5) - part).square().mean((1, 2, 3))
-                    error += float((-10 * mse.log10()).sum())
+                    picture = out.picture.clamp(-0.5, 0.5)
+                    error += float((-10 * (picture - part).square().mean((1, 2, 3)).log10()).sum())
+                    if distortion == "ms-ssim":
+                        unlike += float((-10 * dissimilarity(picture, part).log10()).sum())
                 rows.append({"level": level, "bpp": bits / x[:, 0].numel(), "psnr": error / len(x)})
+                if distortion == "ms-ssim":
+                    rows[-1]["ms_ssim"] = unlike / len(x)
             part, middle = x[:4], torch.full((len(x[:4]),), VALIDATION_LEVELS[2], device=self.device)
             dead = units.dead(self.model, lambda: self.model(part, middle, mode, assign=self._assign))
         self._set(current)
-        score = self._score([r["psnr"] for r in rows], [r["bpp"] for r in rows])
+        measure = "psnr" if distortion == "mse" else "ms_ssim"
+        score = self._score([r[measure] for r in rows], [r["bpp"] for r in rows], SCORED[distortion])
         return {"step": self.step, "validation": rows, "score": score, "dead": dead}
 
     @staticmethod
-    def _score(psnr: list[float], bpp: list[float]) -> float:
-        """Mean log2 of the rate at SCORED, read off the curve (its end segments go on): -1 where half the bits do."""
-        order = sorted(range(len(psnr)), key=psnr.__getitem__)
-        x, y = [psnr[i] for i in order], [math.log2(bpp[i] + 1e-9) for i in order]
-        places = [min(max(bisect(x, at), 1), len(x) - 1) for at in SCORED]
+    def _score(quality: list[float], bpp: list[float], scored: tuple[float, ...]) -> float:
+        """Mean log2 of the rate at `scored`, read off the curve (its end segments go on): -1 where half the bits do."""
+        order = sorted(range(len(quality)), key=quality.__getitem__)
+        x, y = [quality[i] for i in order], [math.log2(bpp[i] + 1e-9) for i in order]
+        places = [min(max(bisect(x, at), 1), len(x) - 1) for at in scored]
         slopes = [(y[i] - y[i - 1]) / max(x[i] - x[i - 1], 1e-6) for i in places]
-        return sum(y[i] + k * (at - x[i]) for at, i, k in zip(SCORED, places, slopes, strict=True)) / len(SCORED)
+        return sum(y[i] + k * (at - x[i]) for at, i, k in zip(scored, places, slopes, strict=True)) / len(scored)
 
     @torch.no_grad()
     def _set(self, values: dict[str, Tensor]) -> None:
