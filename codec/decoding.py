@@ -204,7 +204,9 @@ def render(
     # where memory is no concern, tiles are no reason for windows
     large = 0 if engine.device.type == "cpu" else engine.batch_pixels
     areas = [math.prod(engine.padded(file.header.height, file.header.width)) for file in files]
-    single = [i for i, file in enumerate(files) if whole and (file.header.tiles == 1 or areas[i] <= large)]
+    # a file may say that one tile is as large as any picture, and memory has its bounds
+    alone = max(engine.batch_pixels, container.TILE**2)
+    single = [i for i, file in enumerate(files) if whole and areas[i] <= (alone if file.header.tiles == 1 else large)]
 
     def together(members: list[int]) -> None:
         group = [single[i] for i in members]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,27 @@ def test_tiles_make_one_picture(tiled: Codec, picture: Make, size: tuple[int, in
     alone = tiled.encode(array, 70)
     assert len(data) < 1.05 * len(alone) + 30
     assert abs(psnr(array, decoded) - psnr(array, np.asarray(tiled.decode(alone)))) < 0.2
+
+
+def test_a_tile_as_large_as_a_picture_takes_no_more_memory(
+    tiled: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may say that its picture is one tile: it is synthesized window by window all the same."""
+    tiled.tile = 1024
+    data = tiled.encode(picture(130, 190), 70)
+    assert container.unpack(data).header.tiles == 1
+    monkeypatch.setattr(container, "TILE", 64)
+    monkeypatch.setattr(tiled, "batch_pixels", 64 * 64)
+    synthesize, parts = decoding._synthesize, []
+
+    def watched(*arguments: Any) -> Any:
+        parts.append(arguments[5:])
+        return synthesize(*arguments)
+
+    monkeypatch.setattr(decoding, "_synthesize", watched)
+    tiled.tile = 64
+    assert agree(np.asarray(tiled.decode(data)), whole(tiled, data))
+    assert len(parts) == 9 and all(parts)
 
 
 def test_no_seam(tiled: Codec, picture: Make) -> None:
