@@ -319,8 +319,13 @@ def test_checkpoint_errors(tmp_path: Path, config: TrainConfig, monkeypatch: pyt
     with pytest.raises(TrainingError, match="is not of this version's model"):
         export(tmp_path / "other.pt", tmp_path, "other")
     monkeypatch.setitem(model_config.PRESETS, "tiny-umgm", TINY_UMGM)
-    with pytest.raises(TrainingError, match=r"other\.pt is not of preset tiny-umgm"):
-        Trainer(config.updated(preset="tiny-umgm")).load(tmp_path / "other.pt")
+    monkeypatch.setitem(model_config.PRESETS, "tiny-ms-ssim", replace(TINY, distortion="ms-ssim"))
+    Image.new("RGB", (200, 200)).save(tmp_path / "large.png")
+    large = (str(tmp_path / "large.png"),)
+    other = config.updated(crop=192, data=large, validation=large)
+    for preset in ("tiny-umgm", "tiny-ms-ssim"):  # of other shapes; for another distortion
+        with pytest.raises(TrainingError, match=rf"other\.pt is not of preset {preset}"):
+            Trainer(other.updated(preset=preset)).load(tmp_path / "other.pt")
 
 
 def test_a_log_that_ends_in_half_a_line(config: TrainConfig, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from mcodec import entropy, weights
-from mcodec.errors import TrainingError
+from mcodec.errors import ModelError, TrainingError
 from mcodec.files import atomic, write_bytes
 from mcodec.model import Cascade, preset
 from mcodec.model.cascade import Trained
-from mcodec.model.config import LEVELS
+from mcodec.model.config import LEVELS, ModelConfig
 from mcodec.model.context import QualityTable
 from mcodec.model.layers import Exact1x1, Pointwise, Response, Spatial
 from mcodec.model.quantizer import Codebooks
@@ -56,15 +56,20 @@ def _is_encoder(name: str) -> bool:
     return any(part in name for part in ENCODER_PARTS)
 
 
-def dissimilarity(picture: Tensor, x: Tensor) -> Tensor:
-    """1 - MS-SSIM (Wang, Simoncelli, Bovik, 2003) of pictures `[B, 3, H, W]` in -0.5..0.5, `[B]`."""
+def _ms_ssim() -> Callable[..., Tensor]:
     try:
         from pytorch_msssim import ms_ssim
     except ImportError as error:
         raise TrainingError(f"MS-SSIM needs pytorch-msssim (pip install '.[train]'): {error}") from error
-    with torch.autocast(x.device.type, enabled=False):  # variances are small differences
-        similarity: Tensor = ms_ssim(picture + 0.5, x + 0.5, data_range=1.0, size_average=False)
-    return 1 - similarity
+    function: Callable[..., Tensor] = ms_ssim
+    return function
+
+
+def dissimilarity(picture: Tensor, x: Tensor) -> Tensor:
+    """1 - MS-SSIM (Wang, Simoncelli, Bovik, 2003) of pictures `[B, 3, H, W]` in -0.5..0.5, `[B]`."""
+    # variances are small differences
+    with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+        return 1 - _ms_ssim()(picture + 0.5, x + 0.5, data_range=1.0, size_average=False)
 
 
 def _soap(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
@@ -115,8 +120,10 @@ class Trainer:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         torch.manual_seed(config.seed)
         self.model = _start(config).to(self.device)
-        if self.model.config.distortion == "ms-ssim" and config.crop < MS_SSIM_SIDE:
-            raise TrainingError(f"MS-SSIM is defined from sides of {MS_SSIM_SIDE} pixels on: crop is {config.crop}")
+        if (distortion := self.model.config.distortion) == "ms-ssim":
+            _ms_ssim()
+            if config.crop < MS_SSIM_SIDE:
+                raise TrainingError(f"MS-SSIM is defined from sides of {MS_SSIM_SIDE} pixels on: crop is {config.crop}")
         # pointwise and depthwise layers are two to three times faster so, on CPUs as on GPUs
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.gumbel = self.model.config.assignment == "gumbel"
@@ -124,9 +131,9 @@ class Trainer:
         coded = on_cpu and entropy.backend() == "c" and self.model.config.prior == "mixture"
         self._assign = self._hard_codes if coded else None
         self._phase = ""
-        #: The phase's step as a CUDA graph; several processes or other optimizers take plain steps.
+        #: The phase's step as a CUDA graph; several processes, other optimizers and MS-SSIM take plain steps.
         self._replay: Replay[dict[str, Any]] | None = None
-        self._replayed = not on_cpu and self.world == 1 and config.optimizer == "adam"
+        self._replayed = not on_cpu and self.world == 1 and config.optimizer == "adam" and distortion == "mse"
         if not on_cpu:
             # integers of 8 bits are exact in TF32, and 11 bits of a pixel are more than a codec keeps
             torch.backends.cuda.matmul.allow_tf32 = True
@@ -369,7 +376,7 @@ class Trainer:
                     picture = out.picture.clamp(-0.5, 0.5)
                     error += float((-10 * (picture - part).square().mean((1, 2, 3)).log10()).sum())
                     if distortion == "ms-ssim":
-                        unlike += float((-10 * dissimilarity(picture, part).log10()).sum())
+                        unlike += float((-10 * dissimilarity(picture, part).clamp(min=1e-9).log10()).sum())
                 rows.append({"level": level, "bpp": bits / x[:, 0].numel(), "psnr": error / len(x)})
                 if distortion == "ms-ssim":
                     rows[-1]["ms_ssim"] = unlike / len(x)
@@ -417,9 +424,12 @@ class Trainer:
         """Resume from `save`."""
         state = read_checkpoint(path)
         try:
+            same = ModelConfig.from_dict(state["model_config"]).distortion == self.model.config.distortion
             self.model.load_state_dict(state["model"])
-        except (RuntimeError, KeyError, TypeError) as error:
+        except (ModelError, RuntimeError, KeyError, TypeError) as error:
             raise TrainingError(f"checkpoint {path} is not of preset {self.config.preset}") from error
+        if not same:  # of shapes that are alike
+            raise TrainingError(f"checkpoint {path} is not of preset {self.config.preset}")
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             for group, own in zip(values["param_groups"], optimizer.param_groups, strict=True):
                 group.update({k: own[k] for k in ("lr", "fused", "capturable") if k in own})  # those of this device
