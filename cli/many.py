@@ -67,7 +67,11 @@ def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], r
         targets.append(short if taken[short] == 1 else place.with_name(place.name + suffix))
     if twice := [str(target) for target, count in Counter(targets).items() if count > 1]:
         raise CodecError(f"several files would become {twice[0]}")
-    return [(source, out / target) for (source, _), target in zip(found, targets, strict=True)]
+    pairs = [(source, out / target) for (source, _), target in zip(found, targets, strict=True)]
+    for source, target in pairs:
+        if target.exists() and source.exists() and target.samefile(source):
+            raise CodecError(f"{target} is both input and output")
+    return pairs
 
 
 def run(
@@ -172,8 +176,12 @@ def _matches(pattern: Path) -> list[Path]:
     return matches
 
 
+def _refuse(error: OSError) -> None:
+    raise error
+
+
 def files(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Visible files, in order of their names."""
-    for where, folders, names in os.walk(folder):
+    """Visible files, in order of their names; OSError for a folder that cannot be read."""
+    for where, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))

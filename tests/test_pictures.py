@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,7 +263,7 @@ def test_notes_and_losses_are_said(
     Image.fromarray(np.dstack([colours, colours[..., 0]])).save(source)
     assert run(capsys, "encode", source, "--force")[0] == 0
     status, _, err = run(capsys, "decode", source.with_suffix(".mci"), tmp_path / "b.jpg")
-    assert status == 0 and "mcodec: warning: JPEG cannot hold alpha" in err
+    assert status == 0 and f"mcodec: warning: {tmp_path / 'b.jpg'}: JPEG cannot hold alpha" in err
 
 
 # ---- streams ----
@@ -352,6 +354,47 @@ def test_folders(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {row["status"] for row in rows} == {"done"} and {row["width"] for row in rows} == {WIDTH}
 
 
+def test_folders_that_cannot_be_read_are_not_passed_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def closed(path: Any) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    for command in (("encode", folder, tmp_path / "out"), ("verify", folder)):
+        status, _, err = run(capsys, *command, "--recursive")
+        assert (status, err) == (1, f"mcodec: error: {folder / 'sub' / 'deep'}: Permission denied\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_not_written_over_itself(plain: Codec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = plain.encode(np.zeros((8, 8, 3), np.uint8))
+    for name in ("a.png", "b.mci"):
+        (tmp_path / name).write_bytes(data)
+    status, _, err = run(capsys, "decode", tmp_path / "a.png", tmp_path / "b.mci", tmp_path, "--force")
+    assert status == 1 and "a.png is both input and output" in err
+    assert (tmp_path / "a.png").read_bytes() == data and not (tmp_path / "b.png").exists()
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Are printed as they are."""
+    name = os.fsencode(tmp_path) + b"/caf\xe9.mci"
+    try:
+        with open(name, "wb") as file:
+            file.write(b"no such file")
+    except OSError:
+        pytest.skip("the file system wants text")
+    done = subprocess.run(
+        [sys.executable, "-m", "mcodec.cli", "verify", name],
+        capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, b"") and done.stdout.startswith(name + b": FAILED, ")
+
+
 def test_json_tells_of_every_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     status, text, _ = run(capsys, "encode", folder, out, "--json")
@@ -377,6 +420,17 @@ def test_patterns_and_lists(folder: Path, tmp_path: Path, capsys: pytest.Capture
     ):
         found, _, err = run(capsys, "encode", *arguments)
         assert found == status and said in err
+
+
+@pytest.mark.filterwarnings("default::mcodec.errors.LossWarning")
+def test_losses_of_many(plain: Codec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each file that lost something is named."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mci").write_bytes(plain.encode(np.zeros((8, 8, 4), np.uint8)))
+    err = run(capsys, "decode", tmp_path, tmp_path / "out", "--format", "jpg")[2]
+    assert sorted(err.splitlines()) == [
+        f"mcodec: warning: {tmp_path / 'out' / name}.jpg: JPEG cannot hold alpha" for name in "ab"
+    ]
 
 
 def test_notes_of_many(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,7 +222,7 @@ def test_what_is_written_in_bands(form: str, kind: Kind, alpha: bool) -> None:
     assert np.array_equal(again.array(), raster.array())
 
 
-@pytest.mark.filterwarnings("ignore:TIFF cannot hold EXIF that cannot be parsed:mcodec.errors.LossWarning")
+@pytest.mark.filterwarnings("ignore:.*TIFF cannot hold EXIF that cannot be parsed:mcodec.errors.LossWarning")
 def test_metadata_of_tiff(tmp_path: Path) -> None:
     """All of EXIF, with the directories below, though not what describes how another file is stored."""
     exif = Image.Exif()

@@ -78,7 +78,7 @@ def write_image(picture: Image.Image | Raster, path: str | Path, **options: Any)
     """
     form = format_of(path)
     with writes_to(path), atomic(path) as file:
-        save(picture, file, form, **options)
+        _save(picture, file, form, f"{path}: ", options)
 
 
 @contextmanager
@@ -93,10 +93,15 @@ def writes_to(target: str | Path) -> Iterator[None]:
 
 def save(picture: Image.Image | Raster, file: BinaryIO, form: str, **options: Any) -> None:
     """Write a picture to a stream in a format of Pillow's."""
+    _save(picture, file, form, "", options)
+
+
+def _save(picture: Image.Image | Raster, file: BinaryIO, form: str, name: str, options: dict[str, Any]) -> None:
+    """name: what warnings begin with, so that each file has its own."""
     raster = to_raster(picture)
     raster, lost = _fitted(raster, form)
     if lost:
-        warnings.warn(f"{form} cannot hold {', '.join(lost)}", LossWarning, stacklevel=3)
+        warnings.warn(f"{name}{form} cannot hold {', '.join(lost)}", LossWarning, stacklevel=4)
     options = {**QUALITY.get(form, {}), **options}
     if form == "ICO":
         options = {"sizes": [raster.size], **options}  # else Pillow takes smaller ones
