@@ -417,6 +417,18 @@ def test_a_run_for_ms_ssim_goes_on_from_weights_for_squared_error(
     assert codec.encode(smooth, 50, effort=5) == codec.encode(smooth, 50)
 
 
+@pytest.mark.parametrize("able", [{}, {"avx2": True, "avx512_bf16": False}, {"avx512_bf16": True}, None])
+def test_bfloat16_is_for_cpus_that_have_it(
+    config: TrainConfig, able: dict[str, bool] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if able is None:  # an older torch
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert Trainer(config).bf16 == bool(able and able.get("avx512_bf16"))
+    assert not Trainer(config.updated(bf16=False)).bf16
+
+
 def test_dissimilarity_is_one_less_ms_ssim() -> None:
     rng = np.random.default_rng(2)
     a, b = (rng.integers(0, 256, (176, 192, 3)).astype(np.uint8) for _ in range(2))
