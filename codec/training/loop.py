@@ -60,7 +60,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16: a step takes ten times as long on a CPU that only can imitate it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.13 does not tell
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.13 does not tell
     return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
