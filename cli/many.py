@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from mcodec.cli.options import STREAM, Folder, reason
+from mcodec.cli.options import STREAM, Folder, check_apart, reason
 from mcodec.errors import CodecError
 
 Plan = list[tuple[Path, Path]]
@@ -69,8 +69,7 @@ def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], r
         raise CodecError(f"several files would become {twice[0]}")
     pairs = [(source, out / target) for (source, _), target in zip(found, targets, strict=True)]
     for source, target in pairs:
-        if target.exists() and source.exists() and target.samefile(source):
-            raise CodecError(f"{target} is both input and output")
+        check_apart(source, target)
     return pairs
 
 

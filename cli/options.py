@@ -86,17 +86,21 @@ def read(source: Path) -> bytes:
     return sys.stdin.buffer.read() if source == STREAM else source.read_bytes()
 
 
+def check_apart(source: Path, target: Path) -> None:
+    """CodecError where both names are of one file."""
+    if target.exists() and source.exists() and target.samefile(source):
+        raise CodecError(f"{target} is both input and output")
+
+
 def output_path(source: Path, target: Path | None, suffix: str, force: bool) -> Path:
     """Where to write: beside the source by default, into `target` if it is a folder. Checked first."""
     if target is None:
         target = source.with_suffix(suffix)
     elif target.is_dir():
         target = target / source.with_suffix(suffix).name
-    if target.exists():
-        if source.exists() and target.samefile(source):
-            raise CodecError(f"{target} is both input and output")
-        if not force:
-            raise CodecError(f"{target} exists; use --force to overwrite it")
+    check_apart(source, target)
+    if target.exists() and not force:
+        raise CodecError(f"{target} exists; use --force to overwrite it")
     if not target.parent.is_dir():
         raise CodecError(f"no such folder: {target.parent}")
     return target

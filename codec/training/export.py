@@ -25,7 +25,7 @@ LIMITS = (
     "Not for line art, medical or scientific images where invented or lost detail matters."
 )
 #: Name and formula of a distortion, for the card.
-DISTORTIONS = {
+OBJECTIVES = {
     "mse": ("mean squared error", "lambda * 255^2 * MSE"),
     "ms-ssim": ("MS-SSIM", "lambda * 1250 * (1 - MS-SSIM)"),
 }
@@ -122,7 +122,7 @@ def export(
     if pictures:
         prune(model, pictures)
     name = name or model.config.name
-    distortion, formula = DISTORTIONS[model.config.distortion]
+    distortion, formula = OBJECTIVES[model.config.distortion]
     training = dict(state["config"])
     training["data"] = [Path(p).name for p in training["data"]]
     training["validation"] = [Path(p).name for p in training["validation"]]
