@@ -122,15 +122,18 @@ def train(
     click.echo(f"{checkpoint}: step {trainer.step} of {settings.steps}")
 
 
+pictures_option = click.option(
+    "--pictures", multiple=True, metavar="PATH",
+    help="Tar shard, folder or picture: hidden units that hardly add to such pictures are left out; repeatable.",
+)
+
+
 @click.command(epilog=EXPORT_EXAMPLES)
 @click.argument("checkpoint", metavar="CHECKPOINT", type=FILE)
 @click.option("--out", type=FILE, default=Path("."), metavar="DIR", help="Folder to write into. [default: .]")
 @click.option("--name", default="", metavar="NAME", help="Name of the release. [default: the run's folder]")
 @click.option("--licences", default="not stated", metavar="TEXT", help="Licences of the training data, for the card.")
-@click.option(
-    "--pictures", multiple=True, metavar="PATH",
-    help="Tar shard, folder or picture: hidden units that hardly add to such pictures are left out; repeatable.",
-)
+@pictures_option
 @force_option
 def export(
     checkpoint: Path, out: Path, name: str, licences: str, pictures: tuple[str, ...], force: bool
@@ -155,6 +158,7 @@ def export(
 @click.option("--change", default="", metavar="TEXT", help="What the run changed.")
 @click.option("--expected", default="", metavar="TEXT", help="What that was expected to give.")
 @click.option("--limit", type=click.IntRange(1), help="Measure on this many pictures only.")
+@pictures_option
 def experiment(
     checkpoint: Path,
     validation: tuple[str, ...],
@@ -163,13 +167,14 @@ def experiment(
     change: str,
     expected: str,
     limit: int | None,
+    pictures: tuple[str, ...],
 ) -> None:
     """Measure a run's CHECKPOINT on held-out pictures, by real files, and keep one row of it."""
     check_device("cpu")
     from mcodec.training.experiment import record
 
     name = name or checkpoint.resolve().parent.name
-    row = record(checkpoint, results, name, {"change": change, "expected": expected}, validation, limit)
+    row = record(checkpoint, results, name, {"change": change, "expected": expected}, validation, limit, pictures)
     curve = row["validation"]
     for quality, bpp, psnr in zip(curve["quality"], curve["bpp"], curve["psnr-rgb"], strict=True):
         click.echo(f"q {quality:>3}: {bpp:.4f} bpp  {psnr:.2f} dB")

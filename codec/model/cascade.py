@@ -370,8 +370,9 @@ class Cascade(nn.Module):
         self, out: Trained, book: Codebooks, latents: Tensor, offset: Tensor | None, scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         value, codes = book.gumbel(latents)
-        book.count(codes.flatten(2))
         log_p = book.log_weights.detach().log_softmax(1)
+        if torch.is_grad_enabled():  # not in validation
+            book.count(codes.flatten(2))
         nats = -torch.gather(log_p[None].expand(len(codes), -1, -1), 2, codes.flatten(2))
         out.stage_bits.append(nats.sum((1, 2)) / math.log(2))
         out.used.append(_used(codes, book))

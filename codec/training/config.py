@@ -65,6 +65,11 @@ class TrainConfig:
             return "gumbel"
         return "noise" if step < self.noise_steps else "hard"
 
+    def mode(self, step: int, gumbel: bool = False) -> str:
+        """How the model quantizes at a step: "noise", "hard" or "gumbel"."""
+        phase = self.phase(step)
+        return "hard" if phase == "frozen" else "gumbel" if gumbel else phase
+
     def rate(self, step: int) -> float:
         """Learning-rate factor of a step."""
         warm = min(1.0, (step + 1) / max(1, self.warmup))
@@ -93,6 +98,9 @@ class TrainConfig:
         for key in ("data", "validation"):
             if key in data:
                 data[key] = tuple([data[key]] if isinstance(data[key], str) else data[key])
+        for key in ("batch", "crop", "validate_every", "log_every"):
+            if key in data and not (isinstance(data[key], int) and data[key] > 0):
+                raise TrainingError(f"{key} must be a whole number above 0, got {data[key]!r}")
         try:
             return TrainConfig(**data)
         except TypeError as error:

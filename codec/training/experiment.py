@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,17 @@ QUALITIES = (5, 25, 50, 75, 95)
 
 
 def validation_curve(
-    codec: api.Codec,
-    pictures: Sequence[NDArray[np.uint8]],
-    qualities: Sequence[float] = QUALITIES,
-    advance: Callable[[], None] = lambda: None,
+    codec: api.Codec, pictures: Sequence[NDArray[np.uint8]]
 ) -> dict[str, list[float]]:
-    """Mean bpp of real files and mean RGB PSNR in dB per quality; pictures are `[H, W, 3]` uint8.
+    """Mean bpp of real files and mean RGB PSNR in dB at QUALITIES; pictures are `[H, W, 3]` uint8.
 
-    Of weights trained for MS-SSIM, its mean too, in dB.
+    Of weights trained for MS-SSIM, its mean too.
     """
-    curve: dict[str, list[float]] = {"quality": list(qualities), "bpp": [], "psnr-rgb": []}
+    curve: dict[str, list[float]] = {"quality": list(QUALITIES), "bpp": [], "psnr-rgb": []}
     similar = codec.model.config.distortion == "ms-ssim"
     if similar:
         curve["ms-ssim-rgb"] = []
-    for quality in qualities:
+    for quality in QUALITIES:
         found: dict[str, list[float]] = {name: [] for name in curve if name != "quality"}
         for picture in pictures:
             data = codec.encode(picture, quality)
@@ -42,9 +38,7 @@ def validation_curve(
             found["bpp"].append(len(data) * 8 / picture[..., 0].size)
             found["psnr-rgb"].append(rate.psnr(picture, decoded, 255))
             if similar:
-                unlike = max(1 - rate.ms_ssim(picture, decoded, 255), 1e-9)
-                found["ms-ssim-rgb"].append(-10 * math.log10(unlike))
-            advance()
+                found["ms-ssim-rgb"].append(rate.ms_ssim(picture, decoded, 255))
         for name, values in found.items():
             curve[name].append(float(np.mean(values)))
     return curve
@@ -57,18 +51,19 @@ def record(
     notes: dict[str, str],
     validation: Sequence[str | Path],
     limit: int | None = None,
-    advance: Callable[[], None] = lambda: None,
+    typical: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Measure a run's checkpoint and append its row to `results` (JSON lines); returns the row.
 
     notes: free text under keys of the caller's choice (what was changed, what it was expected to give). The
-    checkpoint is exported first, so that what is measured is what a release would be.
+    checkpoint is exported first, as by `export` with the pictures `typical`, so that what is measured is what a release
+    would be.
     """
     pictures = [p.permute(1, 2, 0).numpy() for p in load_pictures(validation, limit)]
     with tempfile.TemporaryDirectory() as folder:
-        path = export(checkpoint, Path(folder), name, pictures=validation)
+        path = export(checkpoint, Path(folder), name, pictures=typical)
         card = json.loads(path.with_suffix(".json").read_text())
-        curve = validation_curve(api.load(path, "cpu"), pictures, advance=advance)
+        curve = validation_curve(api.load(path, "cpu"), pictures)
     row = {
         "name": name,
         **notes,

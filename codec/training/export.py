@@ -140,7 +140,7 @@ def export(
         "training_pixels": state["pixels"],
         "training_hours": round(state["seconds"] / 3600, 2),
         "training": training,
-        "metrics": _last_validation(checkpoint),
+        "metrics": _last_validation(checkpoint, state["step"]),
         "data_licences": data_licences,
         "limits": LIMITS.format(distortion),
     }
@@ -150,13 +150,15 @@ def export(
     return path
 
 
-def _last_validation(checkpoint: Path) -> Any:
-    """Newest validation row of the run's log (rate estimated by the model), or None."""
+def _last_validation(checkpoint: Path, step: int) -> Any:
+    """Newest validation row of the run's log up to a step (rate estimated by the model), or None."""
     try:
         lines = (checkpoint.parent / "log.jsonl").read_text().splitlines()
     except OSError:
         return None
     for line in reversed(lines):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # a full disk leaves half a line
-            return json.loads(line)["validation"]
+            row = json.loads(line)
+            if row["step"] <= step:
+                return row["validation"]
     return None

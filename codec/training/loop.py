@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -33,7 +34,7 @@ from mcodec.training.data import Crops, load_pictures, validation_batch
 from mcodec.training.replay import Replay
 
 #: What the encoder alone uses; frozen in the last phase.
-ENCODER_PARTS = ("analysis.", ".posterior.", ".correct")
+ENCODER_PARTS = ("analysis.", ".posterior.", ".predict.", ".correct")
 #: Levels at which validation is measured.
 VALIDATION_LEVELS = (25, 76, 127, 178, 229)
 
@@ -129,6 +130,8 @@ class Trainer:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         torch.manual_seed(config.seed)
         self.model = _start(config).to(self.device)
+        if config.crop % (multiple := self.model.config.multiple):
+            raise TrainingError(f"crop must be a multiple of {multiple}, got {config.crop}")
         if (distortion := self.model.config.distortion) == "ms-ssim":
             _ms_ssim()
             if config.crop < MS_SSIM_SIDE:
@@ -250,9 +253,8 @@ class Trainer:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(not (phase == "frozen" and _is_encoder(name)))
             self._phase, self._replay = phase, None
-        factor = config.rate(self.step)
+        factor, mode = config.rate(self.step), config.mode(self.step, self.gumbel)
         self._set_rates(factor)
-        mode = "hard" if phase == "frozen" else phase
         if self.step == 0:
             self._calibrate(mode)
         if not self._replayed:
@@ -368,8 +370,7 @@ class Trainer:
         """
         if self.validation is None:
             return {}
-        phase = self.config.phase(max(0, self.step - 1), self.gumbel)
-        mode = "hard" if phase == "frozen" else phase
+        mode = self.config.mode(max(0, self.step - 1), self.gumbel)
         current = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self._set(self.average)
         x, rows, distortion = self.validation, [], self.model.config.distortion
@@ -441,7 +442,8 @@ class Trainer:
             raise TrainingError(f"checkpoint {path} is not of preset {self.config.preset}")
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             for group, own in zip(values["param_groups"], optimizer.param_groups, strict=True):
-                group.update({k: own[k] for k in ("lr", "fused", "capturable") if k in own})  # those of this device
+                # those of this configuration and device
+                group.update({k: own[k] for k in ("base", "lr", "fused", "capturable") if k in own})
             optimizer.load_state_dict(values)
         self.average = {k: v.to(self.device) for k, v in state["average"].items()}
         self.step, self.seconds, self.pixels = state["step"], state["seconds"], state["pixels"]
@@ -451,6 +453,17 @@ class Trainer:
         else:  # the file holds the first process's generators; another must not repeat its crops
             torch.manual_seed(self.step * self.world + self.rank)
             self.crops.generator.manual_seed(self.step * self.world + self.rank)
+
+    def _rewind(self, log: Path) -> None:
+        """Drop what a log holds of steps behind the one that the run starts from."""
+        if not log.exists():
+            return
+        kept = []
+        for line in log.read_text().splitlines(keepends=True):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a full disk leaves half a line
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line)
+        write_bytes(log, "".join(kept).encode())
 
     # ---- the run ------------------------------------------------------------------------------------------
 
@@ -462,6 +475,8 @@ class Trainer:
         write_bytes(folder / "config.json", json.dumps(self.config.to_dict(), indent=1).encode())
         began = last_saved = time.monotonic()
         before = self.seconds
+        if self.rank == 0:
+            self._rewind(folder / "log.jsonl")
         with (folder / "log.jsonl").open("a") as log:
 
             def write(row: dict[str, Any]) -> None:

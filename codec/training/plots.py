@@ -39,7 +39,7 @@ def plot_run(folder: Path) -> Path:
         axes[1, 0].plot(x, values, label=f"stage {stage + 1}")
     axes[1, 0].set(title="bpp per stage", yscale="log", xlabel="step")
     axes[1, 0].legend()
-    for row in checks[:: max(1, len(checks) // 6)]:
+    for row in checks[:: -max(1, len(checks) // 6)]:  # from the last one back
         curve = row["validation"]
         axes[1, 1].plot([c["bpp"] for c in curve], [c["psnr"] for c in curve], "o-", label=f"step {row['step']}")
     axes[1, 1].set(title="validation", xlabel="bpp", ylabel="PSNR, dB")
