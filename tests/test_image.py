@@ -210,6 +210,19 @@ def test_16_bit_cmyk() -> None:
         read_raster(buffer.getvalue())
 
 
+def test_floats_on_another_scale(tmp_path: Path) -> None:
+    values = np.linspace(-10, 500, 35, dtype=np.float32).reshape(5, 7)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    raster = read_raster(tmp_path / "a.tif")
+    assert raster.notes == ("floats become 8-bit grey, 51.4% of them clipped to 0 to 255",)
+    assert np.array_equal(raster.array(), values.clip(0, 255).astype(np.uint8))
+    for wrong, said in ((values / 500, "all of these are below 1: scale them first"), (values * np.nan, "no numbers")):
+        Image.fromarray(wrong).save(tmp_path / "a.tif")
+        with pytest.raises(ImageError, match=rf"a\.tif: .*{said}"):
+            read_raster(tmp_path / "a.tif")
+    assert to_raster(Image.fromarray(values * 0)).notes == ("floats become 8-bit grey",)
+
+
 def test_without_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """16 bits are never cut to 8 in silence."""
     imagecodecs = pytest.importorskip("imagecodecs")

@@ -94,7 +94,7 @@ def test_reading_in_parts(form: str, grey: bool, wide: bool, tmp_path: Path) -> 
 @pytest.mark.usefixtures("all_in_parts")
 def test_what_is_not_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What must be converted, turned or composed, and strips as high as the picture."""
-    tifffile = pytest.importorskip("tifffile")
+    tifffile, imagecodecs = pytest.importorskip("tifffile"), pytest.importorskip("imagecodecs")
     monkeypatch.setattr(parts, "MAX_ROWS", 32)
     rgb, grey = _array(False, False), _array(True, False)
     path = tmp_path / "a.tif"
@@ -110,6 +110,7 @@ def test_what_is_not_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         lambda: tifffile.imwrite(path, grey, photometric="miniswhite"),
         lambda: tifffile.imwrite(path, rgb, photometric="rgb", compression="zlib", rowsperstrip=HEIGHT),
         lambda: Image.fromarray(rgb).save(path, "PNG"),
+        lambda: path.write_bytes(imagecodecs.png_encode(rgb.astype(np.uint16) * 250)),  # not cut to 8 bits
         lambda: path.write_bytes(b"P2\n2 2\n255\n1 2 3 4\n"),
         lambda: path.write_bytes(b"P5\n2 2\n100\n1234"),
     ]

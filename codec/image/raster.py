@@ -127,7 +127,8 @@ def to_raster(picture: Picture) -> Raster:
     """Any picture; ValueError names a shape or type that is none, or a depth of alpha. May share memory with it.
 
     PIL images are turned upright by their EXIF orientation. Palettes become RGB or grey; CMYK, YCbCr, HSV and LAB
-    become RGB (CMYK by its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped.
+    become RGB (CMYK by its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped; ValueError for
+    floats that are no numbers, or on a scale of 0 to 1.
     """
     if isinstance(picture, Raster):
         if picture.alpha is not None and picture.alpha.dtype == np.uint16 and picture.kind.bits != 16:
@@ -199,7 +200,7 @@ def _from_image(image: Image.Image) -> Raster:
         alpha = np.where(wide == key, 0, 255).astype(np.uint8) if isinstance(key, int) else None
         return Raster(np.clip(wide, 0, 65535).astype(np.uint16), Kind.GREY16, alpha, metadata, tuple(notes))
     if mode == "F":
-        return Raster(image.convert("L"), Kind.GREY8, metadata=metadata, notes=("floats become 8-bit grey",))
+        return Raster(image.convert("L"), Kind.GREY8, metadata=metadata, notes=(_of_floats(np.asarray(image)),))
     if mode in ("CMYK", "LAB"):
         image, metadata = _managed(image, metadata)
     grey = mode in ("1", "L", "LA", "La") or (mode == "P" and _is_grey(image))
@@ -211,6 +212,16 @@ def _from_image(image: Image.Image) -> Raster:
         alpha = np.asarray(image.getchannel("A"))
     samples = image.convert("L" if grey else "RGB")
     return Raster(samples, Kind.GREY8 if grey else Kind.RGB8, alpha, metadata, tuple(notes))
+
+
+def _of_floats(values: NDArray[np.float32]) -> str:
+    """What becomes of them; ValueError where they are on another scale."""
+    if np.isnan(values).any():
+        raise ValueError("some samples are no numbers")
+    if 0 < values.max() <= 1:
+        raise ValueError("floats are taken as 0 to 255, and all of these are below 1: scale them first")
+    outside = float(((values < 0) | (values > 255)).mean())
+    return "floats become 8-bit grey" + (f", {outside:.1%} of them clipped to 0 to 255" if outside else "")
 
 
 def _is_grey(image: Image.Image) -> bool:

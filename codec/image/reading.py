@@ -115,7 +115,8 @@ def _is_negative(image: ImageFile) -> bool:
 
 def _in_parts(path: Path, image: ImageFile) -> Raster | None:
     """A large picture whose samples stay in its file; None where they cannot."""
-    if image.width * image.height < strips.LARGE or meta.orientation(image) != 1:
+    # of a PNG file the orientation is found by loading it, which forgets that it has 16 bits
+    if image.format not in strips.FORMATS or image.width * image.height < strips.LARGE or meta.orientation(image) != 1:
         return None
     samples = strips.of_file(path, image)
     if samples is None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Smaller pictures are read as a whole: it is simpler and what damage they have shows at once.
 LARGE = 2**24
+#: Pillow's names of the formats that are read in parts.
+FORMATS = ("PPM", "TIFF")
 #: Higher strips and tiles of a TIFF file are no parts worth the name.
 MAX_ROWS = TILE
 
