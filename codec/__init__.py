@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from mcodec._version import __version__
@@ -32,6 +33,7 @@ from mcodec.errors import (
 )
 
 if TYPE_CHECKING:
+    from mcodec import rate, verification
     from mcodec.api import Codec, load
     from mcodec.reading import read
 
@@ -53,12 +55,14 @@ __all__ = [
     "WrongModel",
     "__version__",
     "load",
+    "rate",
     "read",
+    "verification",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # `Codec` and `load` bring in torch, which takes seconds: only when they are asked for.
+    # These bring in torch, which takes seconds: only when they are asked for.
     if name in ("Codec", "load"):
         from mcodec import api
 
@@ -67,4 +71,6 @@ def __getattr__(name: str) -> Any:
         from mcodec.reading import read
 
         return read
+    if name in ("rate", "verification"):
+        return importlib.import_module(f"mcodec.{name}")
     raise AttributeError(f"module 'mcodec' has no attribute {name!r}")

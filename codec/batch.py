@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 from PIL import Image
 
-from mcodec.errors import CodecError
+from mcodec.errors import CodecError, is_lack_of_memory
 from mcodec.files import read_bytes
-from mcodec.image import Picture, Raster, read_raster, to_raster
+from mcodec.image import Raster, read_raster, to_raster
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -40,23 +41,32 @@ def encoded(
     encode: Callable[[Sequence[Raster]], list[bytes]], items: Iterable[Any], readers: int = READERS
 ) -> Iterator[Result[bytes]]:
     """Files of pictures. items: what `Codec.encode` takes, or picture files as bytes, paths and URLs."""
-    return _coded(encode, items, _picture, lambda r: r.size[0] * r.size[1], BATCH_PIXELS, readers)
+    return _coded(encode, items, _own, _picture, lambda r: r.size[0] * r.size[1], BATCH_PIXELS, readers)
 
 
 def decoded(
     decode: Callable[[Sequence[bytes]], list[Image.Image]], items: Iterable[Any], readers: int = READERS
 ) -> Iterator[Result[Image.Image]]:
     """Pictures of files. items: bytes, or paths and URLs of .mci files."""
-    return _coded(decode, items, _file, len, BATCH_BYTES, readers)
+    return _coded(decode, items, lambda item: item, _file, len, BATCH_BYTES, readers)
 
 
-def _picture(item: Picture | bytes | str | PathLike[str]) -> Raster:
+def _picture(item: Raster | bytes | str | PathLike[str]) -> Raster:
     if isinstance(item, bytes):
         return read_raster(item)
     if isinstance(item, str | PathLike):
         place = fspath(item)
         return read_raster(read_bytes(place) if "://" in place else place)
     return to_raster(item)
+
+
+def _own(item: Any) -> Any:
+    """Pictures in memory as they are now: for the next their owner may fill the same array or seek in the same file."""
+    if isinstance(item, Image.Image):
+        return to_raster(item)
+    if isinstance(item, np.ndarray):
+        return item.copy()
+    return item.clone() if type(item).__module__.split(".")[0] == "torch" else item
 
 
 def _file(item: bytes | str | PathLike[str]) -> bytes:
@@ -68,6 +78,7 @@ def _file(item: bytes | str | PathLike[str]) -> bytes:
 def _coded(
     code: Callable[[Sequence[T]], list[V]],
     items: Iterable[Any],
+    take: Callable[[Any], Any],
     read: Callable[[Any], T],
     size: Callable[[T], int],
     limit: int,
@@ -77,7 +88,7 @@ def _coded(
     pool, coder = ThreadPoolExecutor(readers), ThreadPoolExecutor(1)
     try:
         work: Future[list[Result[V]]] | None = None
-        for batch in _batches(_ahead(pool, read, items, 2 * readers), size, limit):
+        for batch in _batches(_ahead(pool, take, read, items, 2 * readers), size, limit):
             following = coder.submit(_code, code, batch)
             if work is not None:
                 yield from work.result()
@@ -90,17 +101,24 @@ def _coded(
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Any], T], items: Iterable[Any], ahead: int
+    pool: ThreadPoolExecutor, take: Callable[[Any], Any], read: Callable[[Any], T], items: Iterable[Any], ahead: int
 ) -> Iterator[Result[T]]:
-    def guarded(item: Any) -> Result[T]:
+    """take: at once, before the next item is asked for; read: on a thread."""
+
+    def guarded(work: Callable[[Any], V], item: Any, value: Any) -> Result[V]:
         try:
-            return Result(item, read(item))
+            return Result(item, work(value))
         except Exception as error:  # whatever a picture's reader raises belongs to its item
             return Result(item, error=error)
 
     waiting: deque[Future[Result[T]]] = deque()
     for item in items:
-        waiting.append(pool.submit(guarded, item))
+        taken = guarded(take, item, item)
+        if taken.error:
+            waiting.append(Future())
+            waiting[-1].set_result(Result(item, error=taken.error))
+        else:
+            waiting.append(pool.submit(guarded, read, item, taken.value))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
@@ -126,7 +144,9 @@ def _code(code: Callable[[Sequence[T]], list[V]], batch: list[Result[T]]) -> lis
     try:
         values = iter(code(good) if good else [])
         return [Result(r.source, None if r.value is None else next(values), r.error) for r in batch]
-    except (CodecError, ValueError) as error:
+    except (CodecError, ValueError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_lack_of_memory(error):
+            raise
         if len(batch) == 1:
             return [Result(batch[0].source, error=error)]
         return [result for item in batch for result in _code(code, [item])]

@@ -23,6 +23,9 @@ A caller's mistake (a wrong type, a quality out of range) is a plain ``ValueErro
 
 from __future__ import annotations
 
+#: What torch says where there is too little memory: it has no class for it that CPU and CUDA share.
+_NO_MEMORY = ("out of memory", "can't allocate memory")
+
 
 class CodecError(Exception):
     """Base of the tree; the command line prints its message in one line and exits with status 1."""
@@ -78,3 +81,10 @@ class BenchError(CodecError):
 
 class LossWarning(UserWarning):
     """A picture went to something that cannot hold all of it; the message names what is left out."""
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether a picture was too large for the memory of the machine or its GPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    )

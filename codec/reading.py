@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 
 @cache
-def default_codec(model: str | None = None, device: str = "auto") -> Codec:
-    """A codec that is loaded once per process."""
+def _loaded(model: str | None, device: str) -> Codec:
     from mcodec.api import load
 
     return load(model, device)
+
+
+def default_codec(model: str | None = None, device: str = "auto") -> Codec:
+    """A codec that is loaded once per process; "auto" is the CPU in a data loader's worker: CUDA survives no fork."""
+    from torch.utils.data import get_worker_info
+
+    return _loaded(model, "cpu" if device == "auto" and get_worker_info() else device)
 
 
 def read(
@@ -34,6 +40,7 @@ def read(
     """The picture of a .mci file; source: a path, or a URL that fsspec opens (https://, s3://, memory://, ...).
 
     Fits where torchvision takes a loader: `ImageFolder(root, loader=mcodec.read, extensions=(".mci",))`. stages,
-    region and max_pixels as in `Codec.decode`; the codec is loaded once per process.
+    region and max_pixels as in `Codec.decode`; the codec is loaded once per process. device: "auto" is the CPU in the
+    workers of a data loader.
     """
     return default_codec(model, device).decode(read_bytes(source), stages, region, max_pixels=max_pixels)

@@ -10,17 +10,19 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from mcodec import container, reading
 from mcodec.api import Codec
 from mcodec.container import describe
 from mcodec.errors import TargetError
-from mcodec.image import to_raster
+from mcodec.image import Raster, to_raster
 from mcodec.rate import MEASURES, TOLERANCE, Target, encode_to, measure, search
 
 Make = Callable[..., NDArray[np.uint8]]
@@ -193,6 +195,62 @@ def test_iterators_keep_what_is_no_picture_to_its_item(
     assert good is not None
     decoded = list(tiny.decode_iter([None, 3, memoryview(good), good]))
     assert [r.error is None for r in decoded] == [False, False, True, True]
+
+
+def test_iterators_take_pictures_as_they_are_when_drawn(tiny: Codec, picture: Make, tmp_path: Path) -> None:
+    """An array that is filled again, a tensor, and frames that come as one object."""
+    frames = [picture(24, 32, index) for index in range(6)]
+    stored = tmp_path / "frames.tif"
+    Image.fromarray(frames[0]).save(stored, save_all=True, append_images=[Image.fromarray(f) for f in frames[1:]])
+
+    def arrays() -> Iterator[object]:
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    def tensors() -> Iterator[object]:
+        buffer = torch.empty(3, 24, 32, dtype=torch.uint8)
+        for frame in frames:
+            yield buffer.copy_(torch.from_numpy(frame).permute(2, 0, 1))
+
+    expected = [tiny.encode(frame) for frame in frames]
+    with Image.open(stored) as opened:
+        for items in (arrays(), tensors(), ImageSequence.Iterator(opened)):
+            assert [result.value for result in tiny.encode_iter(items)] == expected
+
+
+def test_iterators_go_on_behind_what_memory_does_not_hold(
+    tiny: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch raises on CPUs and GPUs, and numpy; an error of the program ends the iteration."""
+    small, large = picture(16, 16), picture(64, 64)
+    encode = Codec.encode_batch
+    raised: list[Exception] = []
+
+    def full(codec: Codec, images: list[Raster], *more: Any, **options: Any) -> list[bytes]:
+        if any(image.size == (64, 64) for image in images):
+            raise raised[0]
+        return encode(codec, images, *more, **options)
+
+    monkeypatch.setattr(Codec, "encode_batch", full)
+    for error in (MemoryError(), RuntimeError("CUDA out of memory."), RuntimeError("can't allocate memory: 8 bytes")):
+        raised[:] = [error]
+        results = list(tiny.encode_iter([small, large, small]))
+        assert [r.error for r in results] == [None, error, None] and results[0].value == results[2].value
+    raised[:] = [RuntimeError("shapes do not match")]
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        list(tiny.encode_iter([small, large]))
+
+
+def test_workers_of_a_data_loader_read_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str | None, str]] = []
+    monkeypatch.setattr(reading, "_loaded", lambda model, device: asked.append((model, device)))
+    reading.default_codec()
+    monkeypatch.setattr("torch.utils.data.get_worker_info", lambda: object())
+    reading.default_codec()
+    reading.default_codec("cascade", "cuda")
+    assert asked == [(None, "auto"), (None, "cpu"), ("cascade", "cuda")]
 
 
 def test_an_iteration_that_is_given_up_reads_no_further(tiny: Codec, picture: Make) -> None:
