@@ -210,7 +210,7 @@ class Codec:
             found = decoding.held_stages(file, self.stages)
             samples = decoding.Decoded(self._engine, file, stages, partial)
             raster = _raster(file, decoding.wanted(file.header, None), samples)
-            return self._noted(raster, found, stages)
+            return self._noted(raster, file, found, stages)
         return self._rasters([file], stages, region, partial)[0]
 
     def decode_with_codes(
@@ -302,13 +302,19 @@ class Codec:
         canvases = decoding.read_codes(engine, files, stages, None if region is None else boxes, partial)
         parts = decoding.render(engine, files, canvases, boxes, whole=region is None)
         rasters = (_raster(file, box, part) for file, box, part in zip(files, boxes, parts, strict=True))
-        return [self._noted(raster, len(canvas), stages) for raster, canvas in zip(rasters, canvases, strict=True)]
+        return [
+            self._noted(raster, file, len(canvas), stages)
+            for raster, file, canvas in zip(rasters, files, canvases, strict=True)
+        ]
 
-    def _noted(self, raster: Raster, found: int, stages: int | None) -> Raster:
-        """With a note where fewer stages were found than are wanted."""
-        if found >= (stages or self.stages):
-            return raster
-        return replace(raster, notes=(*raster.notes, f"the file ends after {found} of {self.stages} stages"))
+    def _noted(self, raster: Raster, file: Container, found: int, stages: int | None) -> Raster:
+        """With notes where fewer stages were found than are wanted, and where nothing says that all is whole."""
+        notes = list(raster.notes)
+        if found < (stages or self.stages):
+            notes.append(f"the file ends after {found} of {self.stages} stages")
+        elif file.unverified and stages is None:  # of a preview, the beginning of a file may be all there is
+            notes.append("the checksum does not match; what follows the codes (alpha, EXIF, XMP) may be missing")
+        return replace(raster, notes=tuple(notes))
 
     def _check_stages(self, stages: int | None) -> None:
         if stages is not None and not 1 <= stages <= self.stages:
@@ -342,6 +348,8 @@ def _raster(file: Container, box: Box, samples: Samples | Strips) -> Raster:
         whole = alpha.unpack(data, file.header.width, file.header.height, file.header.kind.bits)
         plane = whole[box.top : box.bottom, box.left : box.right]
     metadata = Metadata(file.section(TAG_ICC), file.section(TAG_EXIF), file.section(TAG_XMP))
+    if box != decoding.wanted(file.header, None):
+        metadata = metadata.without_thumbnail()
     return Raster(samples, file.header.kind, plane, metadata)
 
 

@@ -90,6 +90,7 @@ class Container:
     codes: bytes
     sections: tuple[tuple[int, bytes], ...] = ()
     codes_size: int | None = None  # of the whole section, where `codes` is only its beginning
+    unverified: bool = False  # taken in parts: nothing says whether the bytes are undamaged
 
     def section(self, tag: int) -> bytes | None:
         """Payload of the first section with this tag."""
@@ -211,7 +212,7 @@ def unpack(data: bytes, partial: bool = False, max_pixels: int | None = None) ->
     if codes is None:
         raise CorruptStream("no section of codes")
     payload, length = codes
-    return Container(header, payload, tuple(sections), None if len(payload) == length else length)
+    return Container(header, payload, tuple(sections), None if len(payload) == length else length, partial)
 
 
 def describe(data: bytes, partial: bool = False, max_pixels: int | None = None) -> dict[str, Any]:

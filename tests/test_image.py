@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from mcodec.api import Codec
 from mcodec.container import Kind
 from mcodec.errors import CorruptStream, ImageError, LossWarning
 from mcodec.image import (
@@ -352,6 +353,52 @@ def test_any_exif(tail: bytes, head: bytes) -> None:
     metadata = Metadata(exif=head + tail)
     assert len(metadata.upright().exif or b"") == len(head + tail)
     metadata.without_gps()
+    assert len(metadata.without_thumbnail().exif or b"") <= len(head + tail)
+
+
+def _orientation(exif: bytes | None) -> int:
+    found = Image.Exif()
+    found.load(b"Exif\0\0" + (exif or b""))
+    return int(found.get(0x0112, 1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_orientation_is_patched_wherever_it_is_found() -> None:
+    """With a prefix written twice, a header with its bytes swapped, a directory that is cut off."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    order = "<" if block[:2] == b"II" else ">"
+    more = bytearray(block)
+    struct.pack_into(order + "H", more, 8, 40)
+    for whole in (block, b"Exif\0\0" + block, block[:2] + block[3:1:-1] + block[4:], bytes(more)):
+        image = Image.new("RGB", (5, 3))
+        image.info["exif"] = b"Exif\0\0" + whole
+        raster = to_raster(image)
+        assert raster.size == (3, 5) and _orientation(raster.metadata.exif) == 1
+
+
+def test_a_thumbnail_goes_with_what_it_shows(plain: Codec) -> None:
+    """From pictures that are turned and from regions; elsewhere it stays, and what looks like none is not touched."""
+    thumbnail = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(thumbnail, "JPEG")
+    jpeg = thumbnail.getvalue()
+    for orientation, kept in ((1, True), (6, False)):
+        head = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 26)
+        rows = struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(jpeg), 0)
+        block = head + rows + jpeg
+        image = Image.new("RGB", (100, 80))
+        image.info["exif"] = b"Exif\0\0" + block
+        metadata = to_raster(image).metadata
+        assert metadata.exif is not None and (jpeg[:40] in metadata.exif) is kept
+        assert len(metadata.exif) == (len(block) if kept else 56) and _orientation(metadata.exif) == 1
+        if kept:
+            data = plain.encode(image)
+            assert jpeg in (plain.decode_raster(data).metadata.exif or b"")
+            part = plain.decode_raster(data, region=(0, 0, 64, 64)).metadata.exif
+            assert part == metadata.without_thumbnail().exif and jpeg[:40] not in (part or b"")
+    other = Metadata(exif=block.replace(b"\xff\xd8", b"\0\0"))
+    assert other.without_thumbnail() == other
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
 
 ORIENTATION, GPS_IFD = 0x0112, 0x8825
+#: Of the directory of the thumbnail: where its JPEG data lie, and their size.
+_THUMBNAIL, _THUMBNAIL_BYTES = 0x0201, 0x0202
 #: Tags of a TIFF file that describe the picture rather than how it is stored.
 _DESCRIPTIVE = (0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -33,10 +36,18 @@ class Metadata:
     exif: bytes | None = None
     xmp: bytes | None = None
 
-    def upright(self) -> Metadata:
-        """Saying that the pixels stand upright; EXIF that cannot be parsed stays as it is."""
+    def upright(self, turned: bool = False) -> Metadata:
+        """Saying that the pixels stand upright, and without a thumbnail where they were turned.
+
+        EXIF that cannot be parsed stays as it is.
+        """
         xmp = _XMP_ORIENTATION.sub(rb"\g<1>1", self.xmp) if self.xmp else self.xmp
-        return replace(self, exif=_upright(self.exif) if self.exif else self.exif, xmp=xmp)
+        found = replace(self, exif=_upright(self.exif) if self.exif else self.exif, xmp=xmp)
+        return found.without_thumbnail() if turned else found
+
+    def without_thumbnail(self) -> Metadata:
+        """Without the small picture in EXIF, which is of the whole picture as the camera held it."""
+        return replace(self, exif=_without_thumbnail(self.exif) if self.exif else self.exif)
 
     def without_gps(self) -> Metadata:
         """Without the place where the picture was taken. A block that cannot be parsed is dropped as a whole."""
@@ -49,6 +60,14 @@ class Metadata:
     def kept(self, which: str) -> Metadata:
         """What a file carries of it: "all", "no-gps" or "none" of it."""
         return {"all": self, "no-gps": self.without_gps(), "none": Metadata()}[which]
+
+    def dropped(self, which: str) -> list[str]:
+        """What goes although it was not asked to go, in words."""
+        if which != "no-gps":
+            return []
+        kept = self.kept(which)
+        names = [name.upper() for name in ("exif", "xmp") if getattr(self, name) and not getattr(kept, name)]
+        return [f"{name} is left out as a whole: the GPS position could not be cut out of it" for name in names]
 
     def info(self) -> dict[str, bytes]:
         """As Pillow keeps it in `Image.info`."""
@@ -67,7 +86,7 @@ def of_image(image: Image.Image) -> Metadata:
     icc = image.info.get("icc_profile")
     return Metadata(
         icc if isinstance(icc, bytes) and icc else None,
-        exif.removeprefix(_PREFIX) or None if exif else None,
+        exif.removeprefix(_PREFIX).removeprefix(_PREFIX) or None if exif else None,  # some cameras write it twice
         xmp if isinstance(xmp, bytes) and xmp else None,
     )
 
@@ -105,9 +124,9 @@ def _entries(exif: bytearray, order: str, offset: int) -> Iterator[tuple[int, in
     if offset < 8 or offset + 2 > len(exif):
         raise ValueError("a directory lies outside of the block")
     (count,) = struct.unpack_from(order + "H", exif, offset)
-    if offset + 2 + 12 * count > len(exif):
-        raise ValueError("a directory reaches past the end of the block")
     for place in range(offset + 2, offset + 2 + 12 * count, 12):
+        if place + 12 > len(exif):
+            raise ValueError("a directory reaches past the end of the block")
         tag, form, number = struct.unpack_from(order + "HHI", exif, place)
         size = _TYPE_BYTES.get(form, 1) * number
         value = place + 8 if size <= 4 else struct.unpack_from(order + "I", exif, place + 8)[0]
@@ -116,21 +135,38 @@ def _entries(exif: bytearray, order: str, offset: int) -> Iterator[tuple[int, in
 
 def _open(exif: bytes) -> tuple[bytearray, str, int]:
     """(block, byte order for struct, place of the first directory)."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None or len(exif) < 8:
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None or len(exif) < 8 or exif[2:4] not in (b"*\0", b"\0*"):  # Pillow takes either after either
         raise ValueError("not a TIFF structure")
     return bytearray(exif), order, struct.unpack_from(order + "I", exif, 4)[0]
 
 
 def _upright(exif: bytes) -> bytes:
-    try:
+    block = bytearray(exif)
+    with suppress(ValueError):  # of a directory that is cut off, readers take what there is
         block, order, first = _open(exif)
         for place, tag, _, _ in _entries(block, order, first):
             if tag == ORIENTATION:
                 struct.pack_into(order + "HIHH", block, place + 2, 3, 1, 1, 0)
-    except ValueError:
-        return exif
     return bytes(block)
+
+
+def _without_thumbnail(exif: bytes) -> bytes:
+    """The link to the second directory goes, and the JPEG data that it names; anything else there is left alone."""
+    try:
+        block, order, first = _open(exif)
+        link = first + 2 + 12 * len(list(_entries(block, order, first)))
+        second, end = struct.unpack_from(order + "I", block, link)[0], len(block)
+        entries = {tag: value for _, tag, size, value in _entries(block, order, second) if size == 4}
+        places = entries[_THUMBNAIL], entries[_THUMBNAIL_BYTES]
+        start, size = (struct.unpack_from(order + "I", block, place)[0] for place in places)
+    except (ValueError, KeyError, struct.error):
+        return exif
+    if block[start : start + 2] != b"\xff\xd8":
+        return exif
+    struct.pack_into(order + "I", block, link, 0)
+    block[start : start + size] = bytes(min(size, end - start))
+    return bytes(block[:start] if start + size >= end else block)  # the last thing in most
 
 
 def _exif_without_gps(exif: bytes) -> bytes | None:

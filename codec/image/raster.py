@@ -127,8 +127,8 @@ def to_raster(picture: Picture) -> Raster:
     """Any picture; ValueError names a shape or type that is none, or a depth of alpha. May share memory with it.
 
     PIL images are turned upright by their EXIF orientation. Palettes become RGB or grey; CMYK, YCbCr, HSV and LAB
-    become RGB (CMYK by its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped; ValueError for
-    floats that are no numbers, or on a scale of 0 to 1.
+    become RGB (CMYK by its profile where it has one); "I" is taken for 16 bits and "F" for 8, both clipped. ValueError,
+    too, for floats that are no numbers, or on a scale of 0 to 1.
     """
     if isinstance(picture, Raster):
         if picture.alpha is not None and picture.alpha.dtype == np.uint16 and picture.kind.bits != 16:
@@ -188,7 +188,7 @@ def _from_image(image: Image.Image) -> Raster:
         image = image.transpose(turn)
         if transparency is not None:
             image.info["transparency"] = transparency
-    metadata = metadata.upright()
+    metadata = metadata.upright(turn is not None)
     mode, notes = image.mode, []
     if mode == "1" and "transparency" not in image.info:
         return Raster(image.convert("L"), Kind.BILEVEL, metadata=metadata)

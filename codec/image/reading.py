@@ -151,8 +151,9 @@ def _wide(image: ImageFile) -> Raster:
                     samples = _divided(samples)
     except ImportError as error:
         raise ImageError(WIDE) from error
-    raster = to_raster(turned(samples, meta.orientation(image)))
-    return replace(raster, metadata=meta.of_image(image).upright())
+    orientation = meta.orientation(image)
+    raster = to_raster(turned(samples, orientation))
+    return replace(raster, metadata=meta.of_image(image).upright(orientation != 1))
 
 
 def _divided(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:

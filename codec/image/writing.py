@@ -71,13 +71,14 @@ def format_of(path: str | Path) -> str:
     return form
 
 
-def write_image(picture: Image.Image | Raster, path: str | Path, **options: Any) -> None:
+def write_image(picture: Image.Image | Raster, path: str | Path, replace: bool = True, **options: Any) -> None:
     """Write a picture in the format of the path's suffix, whole or not at all; ImageError says why not.
 
-    Metadata goes along. What the format cannot hold is left out, with a LossWarning. options: of Pillow.
+    Metadata goes along. What the format cannot hold is left out, with a LossWarning. replace: False for a
+    FileExistsError where there is a file. options: of Pillow.
     """
     form = format_of(path)
-    with writes_to(path), atomic(path) as file:
+    with writes_to(path), atomic(path, replace) as file:
         _save(picture, file, form, f"{path}: ", options)
 
 
@@ -86,6 +87,8 @@ def writes_to(target: str | Path) -> Iterator[None]:
     """ImageError, with the target's name, for whatever Pillow or the system has against a picture."""
     try:
         yield
+    except FileExistsError:
+        raise
     except (OSError, ValueError, KeyError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ImageError(f"cannot write {target}: {reason}") from error
@@ -115,13 +118,18 @@ def _save(picture: Image.Image | Raster, file: BinaryIO, form: str, name: str, o
         image.save(file, form, **_options(raster.metadata, form), **options)
 
 
-def write_bytes(path: str | Path, data: bytes, check: Callable[[bytes], None] | None = None) -> None:
+def write_bytes(
+    path: str | Path, data: bytes, check: Callable[[bytes], None] | None = None, replace: bool = True
+) -> None:
     """A file, whole or not at all; ImageError where the folder or disk refuses.
 
-    check: gets what the file holds, read back, before the file takes its name; it may raise.
+    check: gets what the file holds, read back, before the file takes its name; it may raise. replace: False for a
+    FileExistsError where there is a file.
     """
     try:
-        _write_bytes(path, data, check)
+        _write_bytes(path, data, check, replace)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
 
