@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import sys
 import threading
 import time
@@ -19,6 +21,7 @@ from mcodec.cli.options import (
     F,
     Number,
     device_option,
+    exists,
     force_option,
     load_codec,
     max_pixels_option,
@@ -113,7 +116,7 @@ def _allow_large() -> None:
     help="Search for better codes: 1 does not, 9 takes longest. Decoding takes the same time.",
 )
 @click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
-@click.option("--strip-gps", is_flag=True, help="Leave out the GPS position alone.")
+@click.option("--strip-gps", is_flag=True, help="Leave out the GPS position; a block that it cannot be cut out of goes.")
 @click.option("--verify", is_flag=True, help="Decode what was written and compare before it takes its name.")
 @_many_options
 @model_option
@@ -151,7 +154,10 @@ def encode(
     def prepare() -> Callable[[Path, Path], dict[str, Any]]:
         _allow_large()
         codec = load_codec(model, device)
-        return lambda source, target: _encode_file(codec, source, target, quality, wanted, metadata, effort, verify)
+        return functools.partial(
+            _encode_file, codec, quality=quality, wanted=wanted, metadata=metadata, effort=effort, verify=verify,
+            force=force,
+        )  # fmt: skip
 
     # where the plugin is registered, Pillow reads .mci files, too
     misnamed = len(paths) == 2 and many.pictures(paths[1]) and not many.coded(paths[1])
@@ -169,11 +175,14 @@ def _encode_file(
     metadata: str,
     effort: int,
     verify: bool,
+    force: bool,
 ) -> dict[str, Any]:
     from mcodec import verification
     from mcodec.image import read_raster, write_bytes
     from mcodec.rate import Target, find
 
+    if not force:
+        _check_free(target)
     raster = read_raster(read(source) if source == STREAM else source)
     began = time.perf_counter()
     check: Callable[[bytes], None] | None = None
@@ -194,20 +203,22 @@ def _encode_file(
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
-        write_bytes(target, data, check)
+        write_bytes(target, data, check, replace=force)
     width, height = raster.size
     bpp = 8 * len(data) / (width * height)
     report: dict[str, Any] = {"bytes": len(data), "bpp": bpp, "seconds": seconds, "quality": quality}
     text = f"{len(data):,} bytes, {bpp:.2f} bpp, "
     if wanted:
         report[measure] = reached
+        report["effort"] = effort
         text += f"{measure} {reached:.5g}, " if measure in ("psnr", "ms-ssim") else ""
         text += f"quality {quality:.4g}, "
     text += f"{seconds:.2f} s"
     if verify:
         report["verified"] = True
         text += ", verified"
-    return {**report, "notes": list(raster.notes), "text": text}
+    notes = [*raster.notes, *raster.metadata.dropped(metadata)]
+    return {**report, "notes": notes, "text": text}
 
 
 @click.command(epilog=DECODE_EXAMPLES)
@@ -258,6 +269,8 @@ def decode(
             from mcodec.container import unpack
             from mcodec.image import format_of
 
+            if not force:
+                _check_free(target)
             data = read(source)
             try:  # what is wrong with a file is said before weights are loaded
                 unpack(data, partial, max_pixels)
@@ -268,7 +281,7 @@ def decode(
             with loading:
                 if not codecs:
                     codecs.append(load_codec(model, device))
-            return _decode_file(codecs[0], data, target, picture_format, stages, region, partial, max_pixels)
+            return _decode_file(codecs[0], data, target, picture_format, stages, region, partial, max_pixels, force)
 
         return work
 
@@ -284,6 +297,7 @@ def _decode_file(
     region: tuple[int, int, int, int] | None,
     partial: bool,
     max_pixels: int,
+    force: bool,
 ) -> dict[str, Any]:
     import io
 
@@ -303,13 +317,19 @@ def _decode_file(
         size = sys.stdout.buffer.write(buffer.getvalue())
         sys.stdout.buffer.flush()
     else:
-        write_image(raster, target)
+        write_image(raster, target, replace=force)
         size = target.stat().st_size
     if isinstance(raster.samples, Strips):  # decoded as it was written
         seconds = time.perf_counter() - began
     text = f"{width} x {height}, {size:,} bytes, {seconds:.2f} s"
     report = {"width": width, "height": height, "bytes": size, "seconds": seconds}
     return {**report, "notes": list(raster.notes), "text": text}
+
+
+def _check_free(target: Path) -> None:
+    """FileExistsError where a file is there by now: a run may take hours, and others may write there."""
+    if target != STREAM and target.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
 def _run(
@@ -334,6 +354,8 @@ def _run(
     work = prepare()
     try:
         report = work(source, target)
+    except FileExistsError as error:
+        raise exists(target) from error
     except FormatError as error:
         raise CodecError(many.named(str(error), "standard input" if source == STREAM else source)) from error
     text = report.pop("text")

@@ -19,13 +19,17 @@ from mcodec.cli.options import STREAM, Folder, check_apart, reason
 from mcodec.errors import CodecError
 
 Plan = list[tuple[Path, Path]]
+#: From source and target to what there is to report; FileExistsError where the target is there and must stay.
+Work = Callable[[Path, Path], dict[str, Any]]
+#: What a file gives, why it failed, or None where its target is there.
+Outcome = dict[str, Any] | str | None
 #: One picture is in work per job: more would only take memory.
 DEFAULT_JOBS = 4
 
 
 def wanted(paths: tuple[Path, ...]) -> bool:
     """Whether the paths name more than one file and where it goes."""
-    return len(paths) > 2 or paths[0].is_dir() or _is_pattern(paths[0]) or isinstance(paths[-1], Folder)
+    return len(paths) > 2 or paths[0].is_dir() or _is_pattern(paths[0]) or isinstance(paths[0], Folder)
 
 
 def pictures(path: Path) -> bool:
@@ -54,7 +58,15 @@ def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], r
     found: list[tuple[Path, Path]] = []  # source, place below the folder
     for source in sources:
         if source.is_dir():
-            found += [(path, path.relative_to(source)) for path in files(source, recursive) if choose(path)]
+            inside = list(files(source, recursive))
+            chosen = [path for path in inside if choose(path)]
+            if not chosen:
+                hint = "" if recursive else "; --recursive looks below it"
+                raise CodecError(f"{source} holds no file to work on{hint}")
+            if other := len(inside) - len(chosen):
+                note = f"{source}: {other} of {len(inside)} files passed over by their names"
+                click.echo(f"mcodec: note: {note}", err=True)
+            found += [(path, path.relative_to(source)) for path in chosen]
         elif _is_pattern(source):
             found += [(path, Path(path.name)) for path in _matches(source)]
         else:
@@ -75,7 +87,7 @@ def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], r
 
 def run(
     plan: Plan,
-    prepare: Callable[[], Callable[[Path, Path], dict[str, Any]]],
+    prepare: Callable[[], Work],
     jobs: int | None,
     as_json: bool,
     force: bool,
@@ -94,12 +106,13 @@ def run(
         task = bar.add_task("files", total=len(todo))
         for source, target, result in _results(todo, prepare, jobs) if todo else ():
             bar.advance(task)
-            status = "failed" if isinstance(result, str) else "done"
+            status = "skipped" if result is None else "failed" if isinstance(result, str) else "done"
             counts[status] += 1
+            report: dict[str, Any] = {}
             if isinstance(result, str):
                 click.echo(f"mcodec: error: {' '.join(result.split())}", err=True)
-                report: dict[str, Any] = {"error": result}
-            else:
+                report = {"error": result}
+            elif result is not None:
                 report = {key: value for key, value in result.items() if key != "text"}
                 if not as_json:
                     tell(source, report)
@@ -125,9 +138,7 @@ def line(source: Path, target: Path | None, status: str, report: dict[str, Any])
     return json.dumps({"source": str(source), "target": str(target), "status": status, **report})
 
 
-def _results(
-    todo: Plan, prepare: Callable[[], Callable[[Path, Path], dict[str, Any]]], jobs: int | None
-) -> Iterator[tuple[Path, Path, dict[str, Any] | str]]:
+def _results(todo: Plan, prepare: Callable[[], Work], jobs: int | None) -> Iterator[tuple[Path, Path, Outcome]]:
     import torch
 
     work = prepare()
@@ -136,7 +147,7 @@ def _results(
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, cores // jobs))
     pool = ThreadPoolExecutor(jobs)
-    waiting: dict[Future[dict[str, Any] | str], tuple[Path, Path]] = {}
+    waiting: dict[Future[Outcome], tuple[Path, Path]] = {}
     queue = iter(todo)
     try:
         while True:
@@ -153,11 +164,13 @@ def _results(
         torch.set_num_threads(before)
 
 
-def _guarded(work: Callable[[Path, Path], dict[str, Any]], source: Path, target: Path) -> dict[str, Any] | str:
-    """What a file gives, or why it failed."""
+def _guarded(work: Work, source: Path, target: Path) -> Outcome:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return work(source, target)
+        try:
+            return work(source, target)
+        except FileExistsError:  # another program, or another run of this one, was there first
+            return None
     except Exception as error:
         if (text := reason(error)) is None:
             raise
@@ -183,4 +196,7 @@ def files(folder: Path, recursive: bool) -> Iterator[Path]:
     """Visible files, in order of their names; OSError for a folder that cannot be read."""
     for where, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        for path in (Path(where, name) for name in folders):
+            if path.is_symlink():  # it may lead back
+                click.echo(f"mcodec: note: {path}: a link to a folder is not followed", err=True)
         yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))

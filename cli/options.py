@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mcodec.container import MAX_DECODED_PIXELS
-from mcodec.errors import CodecError
+from mcodec.errors import CodecError, is_lack_of_memory
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-#: What torch says where there is too little memory: it has no class for it that CPU and CUDA share.
-NO_MEMORY = ("out of memory", "can't allocate memory")
 
 #: Standard input or output.
 STREAM = Path("-")
@@ -94,16 +91,24 @@ def check_apart(source: Path, target: Path) -> None:
 
 def output_path(source: Path, target: Path | None, suffix: str, force: bool) -> Path:
     """Where to write: beside the source by default, into `target` if it is a folder. Checked first."""
+    folder = target if isinstance(target, Folder) else None
     if target is None:
         target = source.with_suffix(suffix)
-    elif target.is_dir():
+    elif folder or target.is_dir():
         target = target / source.with_suffix(suffix).name
     check_apart(source, target)
     if target.exists() and not force:
-        raise CodecError(f"{target} exists; use --force to overwrite it")
+        raise exists(target)
+    if folder and source.exists():
+        folder.mkdir(parents=True, exist_ok=True)
     if not target.parent.is_dir():
         raise CodecError(f"no such folder: {target.parent}")
     return target
+
+
+def exists(target: Path) -> CodecError:
+    """What is said rather than to overwrite a file."""
+    return CodecError(f"{target} exists; use --force to overwrite it")
 
 
 def reason(error: Exception) -> str | None:
@@ -113,7 +118,7 @@ def reason(error: Exception) -> str | None:
     if isinstance(error, OSError):
         text = error.strerror or str(error)
         return f"{error.filename}: {text}" if error.filename else text
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in NO_MEMORY)):
+    if is_lack_of_memory(error):
         return "not enough memory for this picture"
     return None
 

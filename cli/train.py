@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from mcodec.cli.options import FILE, Number, check_device, device_option, force_option
+from mcodec.cli.options import FILE, Number, check_device, device_option, exists, force_option
 from mcodec.cli.progress import TrainingProgress
-from mcodec.errors import CodecError, TrainingError
+from mcodec.errors import TrainingError
 
 TRAIN_EXAMPLES = """\b
 Examples:
@@ -145,7 +145,7 @@ def export(
     name = name or checkpoint.resolve().parent.name
     for target in (out / f"{name}.safetensors", out / f"{name}.json"):
         if target.exists() and not force:
-            raise CodecError(f"{target} exists; use --force to overwrite it")
+            raise exists(target)
     path = write_release(checkpoint, out, name, licences, pictures)
     click.echo(f"{path}: {path.stat().st_size:,} bytes")
 

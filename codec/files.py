@@ -31,11 +31,12 @@ def read_bytes(source: str | PathLike[str]) -> bytes:
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[BinaryIO]:
+def atomic(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
     """A temporary file in the same folder, renamed to `path` at the end: never a half-written file.
 
     A link stays one: the file that it names is written. Raises OSError, also where `path` is no file but a device or
-    pipe; after any exception the temporary file is gone and `path` is as it was.
+    pipe; after any exception the temporary file is gone and `path` is as it was. replace: False for a FileExistsError
+    where there is a file by then, from whomever.
     """
     path = Path(path).resolve()
     if path.exists() and not path.is_file():
@@ -50,23 +51,37 @@ def atomic(path: str | Path) -> Iterator[BinaryIO]:
             if os.fstat(file.fileno()).st_nlink == 0:
                 # src_dir_fd makes this linkat, which follows the link to the file itself; see open(2), O_TMPFILE
                 os.link(f"/proc/self/fd/{file.fileno()}", temporary, src_dir_fd=file.fileno())
-        os.replace(temporary, path)
+        (os.replace if replace else _rename)(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
 
-def write_bytes(path: str | Path, data: bytes, check: Callable[[bytes], None] | None = None) -> None:
+def write_bytes(
+    path: str | Path, data: bytes, check: Callable[[bytes], None] | None = None, replace: bool = True
+) -> None:
     """A file with this content, through `atomic`.
 
     check: gets what the file holds, read back; if it raises, `path` stays as it was.
     """
-    with atomic(path) as file:
+    with atomic(path, replace) as file:
         file.write(data)
         if check is not None:
             file.seek(0)
             check(file.read())
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """To a name that no file has; FileExistsError where one has it, of two that come at once as well."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if isinstance(error, FileExistsError) or path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        os.replace(temporary, path)  # a file system without links
+    else:
+        temporary.unlink()
 
 
 def _open(temporary: Path) -> BinaryIO:

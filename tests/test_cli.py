@@ -102,7 +102,8 @@ def test_help_and_info_do_not_import_torch(tmp_path: Path) -> None:
     script = (
         "import sys; from mcodec.cli.main import run; "
         "assert run(['--help']) == 0; assert run(['info', 'x.mci']) == 1; assert run(['models']) == 0; "
-        "assert 'torch' not in sys.modules"
+        "assert 'torch' not in sys.modules; "
+        "import mcodec; assert mcodec.rate.encode_to and mcodec.verification.verify"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -41,13 +41,13 @@ def damage(monkeypatch: pytest.MonkeyPatch) -> list[Damage]:
     atomic = files.atomic
 
     @contextmanager
-    def damaging(path: Path) -> Iterator[Any]:
+    def damaging(path: Path, replace: bool) -> Iterator[Any]:
         class File:
             def __init__(self, file: BinaryIO) -> None:
                 self.seek, self.read = file.seek, file.read
                 self.write = lambda data: file.write(todo.pop(0)(data) if todo else data)
 
-        with atomic(path) as file:
+        with atomic(path, replace) as file:
             yield File(file)
 
     monkeypatch.setattr(files, "atomic", damaging)

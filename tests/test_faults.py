@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,26 @@ def test_replaces(tmp_path: Path, unnamed: bool) -> None:
     mask = os.umask(0)
     os.umask(mask)
     assert target.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.usefixtures("unnamed")
+@pytest.mark.parametrize("links", [True, False])
+def test_does_not_replace(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are no links."""
+    if not links:
+        def link(source: object, target: object, **more: object) -> None:
+            if more:  # of a file without a name
+                return real(source, target, **more)
+            raise PermissionError(1, "Operation not permitted")
+
+        real: Any = os.link
+        monkeypatch.setattr(os, "link", link)
+    target = tmp_path / "file"
+    files.write_bytes(target, b"first", replace=False)
+    with pytest.raises(FileExistsError) as caught:
+        files.write_bytes(target, b"second", replace=False)
+    assert caught.value.filename == str(target)
+    assert target.read_bytes() == b"first" and list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.usefixtures("unnamed")

@@ -17,10 +17,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from mcodec import files
 from mcodec.api import Codec
 from mcodec.bench.metrics import psnr
 from mcodec.bench.pictures import look
 from mcodec.cli import main as entry
+from mcodec.cli import many
 from mcodec.container import describe
 from mcodec.image import read_raster
 
@@ -337,7 +339,8 @@ def test_folders(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     out, back = tmp_path / "out", tmp_path / "back"
     status, text, err = run(capsys, "encode", folder, out, "--recursive", "--jobs", "2")
     assert status == 1 and text == "5 done, 0 skipped, 2 failed\n"
-    assert err.count("mcodec: error: ") == err.count("\n") == 2 and "broken.png" in err and "cut.png" in err
+    assert err.count("mcodec: error: ") == 2 and "broken.png" in err and "cut.png" in err
+    assert f"mcodec: note: {folder}: 1 of 8 files passed over by their names\n" in err and err.count("\n") == 3
     expected = ["a.mci", "b.mci", "c.mci", "sub/d.mci", "sub/deep/e.mci"]
     assert _files(out) == expected
     times = [os.stat(out / name).st_mtime_ns for name in expected]
@@ -369,6 +372,52 @@ def test_folders_that_cannot_be_read_are_not_passed_over(
         status, _, err = run(capsys, *command, "--recursive")
         assert (status, err) == (1, f"mcodec: error: {folder / 'sub' / 'deep'}: Permission denied\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_without_work_are_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "albums").mkdir()
+    (tmp_path / "albums" / "in").symlink_to(folder)
+    for more, said in ((), "; --recursive looks below it"), (("--recursive",), ""):
+        status, _, err = run(capsys, "encode", tmp_path / "albums", tmp_path / "out", *more)
+        lines = err.splitlines()
+        assert status == 1 and lines[-1] == f"mcodec: error: {tmp_path / 'albums'} holds no file to work on{said}"
+    assert lines[0] == f"mcodec: note: {tmp_path / 'albums' / 'in'}: a link to a folder is not followed"
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_files_of_others_are_not_overwritten(
+    colours: NDArray[np.uint8], when: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Which appear after the run has looked: before the work on a picture, or while it is coded."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    Image.fromarray(colours).save(source / "a.png")
+    assert run(capsys, "encode", source / "a.png")[0] == 0
+    place, name = (many, "_guarded") if when == "before" else (files, "_open")
+    inner = getattr(place, name)
+
+    def late(*arguments: Any) -> Any:
+        for suffix in ("mci", "png"):
+            (out / f"a.{suffix}").write_bytes(b"of another")
+        return inner(*arguments)
+
+    monkeypatch.setattr(place, name, late)
+    for command, target in (("encode", "a.mci"), ("decode", "a.png")):
+        for path in out.iterdir():
+            path.unlink()
+        status, text, err = run(capsys, command, source, out)
+        assert (status, text) == (0, "0 done, 1 skipped, 0 failed\n"), err
+        assert (out / target).read_bytes() == b"of another"
+        assert run(capsys, command, source, out, "--force")[1] == "1 done, 0 skipped, 0 failed\n"
+        assert (out / target).read_bytes() != b"of another"
+    if when == "meanwhile":
+        for path in out.iterdir():
+            path.unlink()
+        status, _, err = run(capsys, "encode", source / "a.png", out / "a.mci")
+        assert (status, err) == (1, f"mcodec: error: {out / 'a.mci'} exists; use --force to overwrite it\n")
+    assert {path.name for path in out.iterdir()} <= {"a.mci", "a.png"}
 
 
 def test_a_folder_is_not_written_over_itself(plain: Codec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
