@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, to_raster
 from mcodec.model import Cascade, level_of, search
 from mcodec.model.window import Box
+
+T, V = TypeVar("T"), TypeVar("V")
 
 #: What of a picture's metadata a file carries: all of it, all but the GPS position, nothing.
 METADATA = ("all", "no-gps", "none")
@@ -58,6 +60,8 @@ class Codec:
         self, model: Cascade, fingerprint: bytes, device: torch.device | None = None, bf16: bool = False
     ) -> None:
         self.device = device or torch.device("cpu")
+        if self.device.type == "cuda" and self.device.index is None:  # other threads have other current devices
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.model = model.eval().to(self.device)
         self.fingerprint = fingerprint
         self.bf16 = bf16
@@ -158,7 +162,21 @@ class Codec:
         level_of(quality)
         search.steps_of(effort)
         _check_metadata(metadata)
-        return batch.encoded(lambda rasters: self.encode_batch(rasters, quality, metadata, effort), items, readers)
+        return batch.encoded(
+            self._in_order(lambda rasters: self.encode_batch(rasters, quality, metadata, effort)), items, readers
+        )
+
+    def _in_order(self, work: Callable[[T], V]) -> Callable[[T], V]:
+        """`work` for another thread, behind what this one has queued on the GPU: a picture may still be on its way."""
+        if self.device.type != "cuda":
+            return work
+        stream = torch.cuda.current_stream(self.device)
+
+        def ordered(item: T) -> V:
+            with torch.cuda.stream(stream):
+                return work(item)
+
+        return ordered
 
     # ---- decoding -----------------------------------------------------------------------------------------
 

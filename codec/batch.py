@@ -66,7 +66,7 @@ def _own(item: Any) -> Any:
         return to_raster(item)
     if isinstance(item, np.ndarray):
         return item.copy()
-    return item.clone() if type(item).__module__.split(".")[0] == "torch" else item
+    return to_raster(item.clone()) if type(item).__module__.split(".")[0] == "torch" else item
 
 
 def _file(item: bytes | str | PathLike[str]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,7 +130,7 @@ def payloads(
 
 
 def _filter(engine: Engine, products: list[Tensor], level: int, kind: Kind) -> bytes:
-    weight = engine.model.config.lam(level) * 255**2 / 3  # bits per squared error of a sample
+    weight = engine.model.config.sample_weight(level)
     return postfilter.fit(torch.stack(products).sum(0), weight, kind.grey) if products else b""
 
 
@@ -177,9 +178,9 @@ def _encode(
         first.coder.seal()
         picture = engine.model.synthesis(state, level).float()
     if steps == 0 or not search.searchable(engine.model):
-        return first.results, first.coded, x, picture
+        return partial(_results, first.coder, first.shifts), first.coded, x, picture
 
-    streams, reads, moves = first.results()
+    streams, reads, moves = _results(first.coder, first.shifts)
     kinds, pixels = [raster.kind for raster, _ in windows], [raster.crop(*outer) for raster, outer in windows]
     with torch.no_grad(), engine.precision():
         sizes, grey = [(w.shape[0], w.shape[1]) for w in pixels], [kind.grey for kind in kinds]
@@ -196,7 +197,7 @@ def _encode(
 
         state = engine.model.walk(x.shape[2], x.shape[3], level, choose, cuts)
         pictures = [picture, engine.model.synthesis(state, level).float()]
-    others, other_reads, other_moves = second.results()
+    others, other_reads, other_moves = _results(second.coder, second.shifts)
     for i, window in enumerate(pixels):
         costs = [
             _cost(engine, picture[i : i + 1].cpu(), window, kinds[i], levels[i], inner, stream)
@@ -221,6 +222,11 @@ def _cost(
     error = (decoded[tile].astype(np.float64) - window[tile]) * (255 / np.iinfo(window.dtype).max)
     pixels = error.shape[0] * error.shape[1]
     return engine.model.config.lam(level) * float(np.square(error).mean()) * pixels + 8 * len(stream)
+
+
+def _results(coder: entropy.BatchEncoder, moves: list[Tensor]) -> _Results:
+    streams = coder.finish()
+    return streams, coder.stage_words(), torch.stack(moves, 1).tolist()
 
 
 class _Pass:
@@ -253,11 +259,6 @@ class _Pass:
         v, g, s = (part.flatten(2)[:, :, ::step].contiguous() for part in (latents, offset, scale))
         value = book.lookup(self._choose(index, v[..., None], g[..., None], s[..., None], None)[..., None])
         return shifts.best(value[..., 0], g, s, self._engine.model.config.sigma_min, step)
-
-    def results(self) -> _Results:
-        """Of the tiles."""
-        streams = self.coder.finish()
-        return streams, self.coder.stage_words(), torch.stack(self.shifts, 1).tolist()
 
     def add(self, index: int, codes: Tensor, offset: Tensor | None, scale: Tensor | None, shift: Tensor) -> Tensor:
         """Code these codes as the stage's."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mcodec.container import FILTER_BYTES
+from mcodec.kernels.backend import upload
 from mcodec.model.window import Box
 
 #: One of two opposite neighbours (rows, columns); the first two make the ring of the nearest.
@@ -106,7 +107,7 @@ def apply(picture: Tensor, payload: bytes | None, grey: bool, limit: float) -> T
         picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
     weights = _weights(payload)
     crossed = bool(weights[1].any())  # before they leave the host
-    own, others = (part.to(picture.device)[:, :, None, None] for part in weights)
+    own, others = (upload(part.contiguous(), picture.device)[:, :, None, None] for part in weights)
     out = picture.clone()
     for rows, around in _strips(picture, Box(0, 0, picture.shape[1], picture.shape[2])):
         result, nearest = out[:, rows], torch.zeros_like(_shifted(around, 0, 0))
@@ -119,7 +120,8 @@ def apply(picture: Tensor, payload: bytes | None, grey: bool, limit: float) -> T
             result += _ring(around, ring, limit).mul_(own[:, place] / 4)
         if crossed:
             for place in (0, 1):
-                result += nearest[[_others(channel)[place] for channel in range(3)]].mul_(others[:, place] / 2)
+                other = torch.stack([nearest[_others(channel)[place]] for channel in range(3)])  # no index to upload
+                result += other.mul_(others[:, place] / 2)
     return out
 
 
@@ -138,7 +140,7 @@ def statistics(picture: Tensor, original: Tensor, part: Box, grey: bool, limit: 
         nearest = means[:, :2].mean(1)
         error = (original[:, rows, part.left : part.right] - _shifted(around, 0, 0)).flatten(1)
         for channel in range(3):
-            values = torch.cat([means[channel], nearest[_others(channel)]])
+            values = torch.cat([means[channel], nearest[:channel], nearest[channel + 1 :]])
             total[channel] += values @ torch.cat([values, error[channel : channel + 1]]).T
     return total
 

@@ -204,8 +204,8 @@ def _scaled_add_kernel(x, added, factors, out, N, BLOCK: tl.constexpr):  # type:
     item = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     factor = tl.load(factors + item)
-    value = tl.load(x + item * N + n, mask=n < N).to(tl.float32)
-    value += factor * tl.load(added + item * N + n, mask=n < N).to(tl.float32)
+    value = tl.load(x + item * N + n, mask=n < N, other=0.0).to(tl.float32)
+    value += factor * tl.load(added + item * N + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(out + item * N + n, value.to(out.dtype.element_ty), mask=n < N)
 
 
@@ -299,13 +299,12 @@ class _ScaledAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, added: Tensor, factor: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         x, added = _last(x), _last(added)
+        ctx.shape = factor.shape
+        factor = factor.float().expand(len(x), 1, 1, 1).contiguous()
         ctx.save_for_backward(added, factor)
         out = torch.empty_like(x, memory_format=torch.channels_last)
         block, n = 4096, x[0].numel()
-        launch(
-            _scaled_add_kernel, (-(-n // block), len(x)), x, added, factor.float().contiguous(), out, n, BLOCK=block,
-            num_warps=4,
-        )
+        launch(_scaled_add_kernel, (-(-n // block), len(x)), x, added, factor, out, n, BLOCK=block, num_warps=4)
         return out
 
     @staticmethod
@@ -316,10 +315,10 @@ class _ScaledAdd(torch.autograd.Function):
         blocks = -(-n // block)
         sums = torch.empty((len(added), blocks), dtype=torch.float32, device=added.device)
         launch(
-            _scaled_add_backward_kernel, (blocks, len(added)), grad, added, factor.float().contiguous(), back, sums, n,
-            BLOCK=block, num_warps=4,
+            _scaled_add_backward_kernel, (blocks, len(added)), grad, added, factor, back, sums, n, BLOCK=block,
+            num_warps=4,
         )
-        return grad, back, sums.sum(1).reshape(factor.shape)
+        return grad, back, sums.sum(1).reshape(factor.shape).sum_to_size(ctx.shape)
 
 
 class _Pointwise(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,8 @@ def test_configurations_survive_json(name: str) -> None:
 
     config = PRESETS[name]
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ModelError, match="a static prior reaches all codewords"):
+        replace(PRESETS["umgm"], reach=64)
     with pytest.raises(ModelError):
         ModelConfig.from_dict({"name": "x"})
 

@@ -88,6 +88,8 @@ class ModelConfig:
                 raise ModelError(f"no channel count for stride {stride}")
         if self.prior not in ("mixture", "static") or self.assignment not in ("entropy", "gumbel"):
             raise ModelError(f"unknown prior {self.prior!r} or assignment {self.assignment!r}")
+        if self.prior == "static" and self.reach:
+            raise ModelError("a static prior reaches all codewords: its choice does not look at frequencies")
         if self.distortion not in DISTORTIONS:
             raise ModelError(f"unknown distortion {self.distortion!r}; known: {', '.join(DISTORTIONS)}")
         if self.block not in ("dense", "separable"):
@@ -110,6 +112,11 @@ class ModelConfig:
     def lam(self, level: Level) -> Level:
         """Lagrangian weight of quality levels, a number or a float tensor: geometric from lambda_min to lambda_max."""
         weight: Level = self.lambda_min * (self.lambda_max / self.lambda_min) ** (level / (LEVELS - 1))
+        return weight
+
+    def sample_weight(self, level: Level) -> Level:
+        """Bits per squared error of a sample, one of three in a pixel, where the distortion is squared error."""
+        weight: Level = self.lam(level) * DISTORTIONS["mse"] / 3
         return weight
 
     @property

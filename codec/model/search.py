@@ -85,8 +85,7 @@ class Search:
             item[:, :height, :width] = 1
         self._shown = shown
         self._grey = torch.tensor(grey, device=x.device)[:, None, None, None]
-        #: bits per squared error of a sample
-        self._weight = model.config.lam(level)[:, None, None, None] * 255**2 / 3
+        self._weight = model.config.sample_weight(level)[:, None, None, None]
 
     def latents(self, codes: Sequence[Tensor], steps: int) -> dict[int, Tensor]:
         """Better latents of the free stages, `[B, M * d, h, w]` in steps, from the codes of all, `[B, M, h, w]`."""

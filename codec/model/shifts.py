@@ -48,7 +48,9 @@ def best(value: Tensor, offset: Tensor, scale: Tensor, least: float, step: int) 
     bits = torch.cat(
         [
             _bits(value, offset, scale, least, tried)
-            for tried in torch.arange(TRIED.start, TRIED.stop).split(max(1, AT_ONCE // max(1, value.numel())))
+            for tried in torch.arange(TRIED.start, TRIED.stop, device=value.device).split(
+                max(1, AT_ONCE // max(1, value.numel()))
+            )
         ]
     )
     saved, place = (bits[-TRIED.start] - bits).max(0)
@@ -58,7 +60,7 @@ def best(value: Tensor, offset: Tensor, scale: Tensor, least: float, step: int) 
 def _bits(value: Tensor, offset: Tensor, scale: Tensor, least: float, tried: Tensor) -> Tensor:
     """Of each tile with each of the shifts `[N]`: `[N, B]`."""
     count = len(tried)
-    shift = tried.to(scale.device).repeat_interleave(len(scale))
+    shift = tried.repeat_interleave(len(scale))
     value, offset, scale = (part.repeat(count, 1, 1) for part in (value, offset, scale))
     each = noisy_bits(value, offset, moved(scale, shift), least) * (scale > 0)
     return each.sum((1, 2)).unflatten(0, (count, -1))
