@@ -28,6 +28,7 @@ from mcodec.bench.protocol import Pixels
 from mcodec.bench.speed import percentiles, seconds_of_parts, sized
 from mcodec.entropy import backend, batch_encoder
 from mcodec.entropy.batch import ArrayEncoder
+from mcodec.files import append_rows
 
 WIDTH, HEIGHT = 1920, 1080
 BATCHES = (1, 4, 16)
@@ -206,9 +207,7 @@ def bench(
             except torch.cuda.OutOfMemoryError as error:
                 say(f"batch {batch}: out of memory: {error}")
                 continue
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+            append_rows(out, rows)
             say(table(rows).split("\n", 2)[2])
 
 

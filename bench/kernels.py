@@ -3,7 +3,8 @@
     python -m mcodec.bench.kernels --out bench/results/kernels.jsonl
 
 Run from the repository's root: the operation's own tests run first, and one whose tests fail is not timed. Shapes are
-those of the preset `cascade` at stride 8, where nearly all symbols are. A row holds the median with the 20th and 80th
+like those of the preset `cascade` at stride 8, where nearly all symbols are: its first stage there, with two
+sub-codebooks more, and the channels of its context network. A row holds the median with the 20th and 80th
 percentile in ms after warm-up, kernels only, no transfer; `floor` is the larger of bytes / copy bandwidth and
 operations / matrix rate, both measured just before on the same device. Rows append; `--table` writes them as Markdown.
 """
@@ -27,6 +28,7 @@ import click
 import torch
 
 from mcodec.bench import machine
+from mcodec.files import append_rows
 
 #: name -> (pictures, height, width)
 SHAPES = {
@@ -305,9 +307,7 @@ def main(
             continue
         for shape in shapes or tuple(SHAPES):
             rows = measure(name, shape, where, repeat, floor)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+            append_rows(out, rows)
             click.echo(table(rows).split("\n", 2)[2] if rows else f"{name}, {shape}: nothing to time")
     if red:
         raise click.ClickException(f"tests fail: {', '.join(red)}")

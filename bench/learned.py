@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mcodec.bench import machine
 from mcodec.bench.protocol import Pixels, Unavailable
 from mcodec.errors import BenchError
 
@@ -35,20 +36,24 @@ class McodecCodec:
     whole = False
     qualities: tuple[float, ...] = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 
-    def __init__(self, name: str, weights: str | None, device: str, effort: int = 1) -> None:
+    def __init__(self, name: str, weights: str | None, device: str, threads: int, effort: int = 1) -> None:
         from mcodec import __version__, entropy
         from mcodec import weights as released
 
-        self.name, self.device, self._effort = name, device, effort
+        self.name, self.device, self._threads, self._effort = name, device, threads, effort
         self._path = released.find(weights)
-        self.version = f"mcodec {__version__}, weights {released.read_card(self._path)['sha256'][:HASH_DIGITS]}"
+        sha, commit = released.read_card(self._path)["sha256"][:HASH_DIGITS], machine.commit()
+        # what was measured with other code is measured again
+        self.version = f"mcodec {__version__}{f' at {commit}' if commit else ''}, weights {sha}"
         self.settings = f"entropy coder {entropy.backend()}" + (f", effort {effort}" if effort > 1 else "")
 
     @cached_property
     def _codec(self) -> Codec:
         from mcodec.api import load
 
-        return load(self._path, self.device)
+        codec = load(self._path, self.device)
+        codec.tile_workers = min(codec.tile_workers, self._threads)
+        return codec
 
     def encode(self, pixels: Pixels, quality: float) -> bytes:
         return self._codec.encode(pixels, quality, effort=self._effort)

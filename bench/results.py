@@ -63,7 +63,8 @@ class Measured:
         }
 
     def curve(self, metric: str, pictures: Sequence[str]) -> Curve | None:
-        """Rate against a metric as it is shown; None where no picture has it."""
+        """Rate against a metric as it is shown, over the pictures that have it; None where none does."""
+        pictures = [p for p in pictures if all(row["metrics"][metric] is not None for row in self.points[p])]
         means = self.mean(metric, pictures)
         if None in means:
             return None
@@ -131,7 +132,7 @@ def load(folder: Path) -> Results:
             reasons = [f["reason"] for f in failures if f["of"] == "point" and _same_codec(f, codec)]
             left_out[codec["codec"]] = reasons[-1] if reasons else "no picture measured at all qualities yet"
             continue
-        memory = next((m for m in rows.of("memory") if _same_codec(m, codec)), None)
+        memory = next((m for m in reversed(list(rows.of("memory"))) if _same_codec(m, codec)), None)
         codecs.append(Measured({k: codec.get(k) for k in KEY[:5]}, codec["qualities"], whole, memory))
     if not codecs:
         raise BenchError("no codec has a curve: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))

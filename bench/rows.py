@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mcodec.errors import BenchError
+from mcodec.files import append_rows
 
 Row = dict[str, Any]
 
@@ -57,8 +58,7 @@ class Rows:
 
     def add(self, row: Row) -> None:
         """Append a row; it is on its way to the disk when this returns."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        append_rows(self.path, [row])
         self._keep(row)
 
     def find(self, row: Row) -> Row | None:

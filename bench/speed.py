@@ -4,7 +4,7 @@ Wall-clock seconds of pixels in memory to bytes in memory and back, without load
 then the 20th, 50th and 80th percentile of the repetitions. The parts of mcodec are its transforms (with everything
 that is not named), its context network and its coder (choice of codewords included), as shares of one more run, with
 one thread for tiles, in which each part is timed apart. The peer's weights are random: its time hardly depends on
-them, its rate does.
+them, its rate does; its pictures are padded floats already, and stay so.
 """
 
 from __future__ import annotations

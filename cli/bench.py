@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,10 @@ import click
 from mcodec.cli.options import FILE, Number, check_device, device_option, load_codec, model_option
 from mcodec.cli.progress import QUIET
 from mcodec.errors import BenchError
+from mcodec.files import append_rows
 
 if TYPE_CHECKING:
+    from mcodec.api import Codec
     from mcodec.bench.anchors import Published
     from mcodec.bench.rd import Report
     from mcodec.bench.speed import Timing
@@ -263,6 +264,15 @@ def list_anchors(anchors: str, against: str) -> None:
         click.echo(f"{curve.name:<40} {figures}  {curve.source}")
 
 
+def _limited(codec: Codec, threads: int) -> Codec:
+    """With no more threads than that at work on one tile, nor on several."""
+    import torch
+
+    torch.set_num_threads(threads)
+    codec.tile_workers = min(codec.tile_workers, threads)
+    return codec
+
+
 @bench.command(epilog=SPEED_EXAMPLES)
 @click.option("--image", type=FILE, required=True, help="A picture, cut or mirrored to the sizes.")
 @click.option("--sizes", default="768x512", show_default=True, metavar="WxH,...")
@@ -287,7 +297,6 @@ def speed(
     out: Path | None,
 ) -> None:
     """Throughput in million pixels a second: whole, by part, and as ratios to CompressAI's mbt2018-mean."""
-    import torch
 
     from mcodec.bench import machine
     from mcodec.bench.pictures import rgb
@@ -302,8 +311,7 @@ def speed(
     if not shapes or not batches or min(min(shape) for shape in shapes) < 1 or min(batches) < 1:
         raise click.UsageError("--sizes and --batch need numbers of at least 1")
     pixels = rgb(read_image(image))
-    codec = load_codec(model, device)
-    torch.set_num_threads(threads)
+    codec = _limited(load_codec(model, device), threads)
     where = machine.describe(codec.device.type, threads)
     click.echo(
         f"{image.name} at quality {quality:g}; {where['device']}, {threads} threads of {where['processor']}; "
@@ -325,8 +333,7 @@ def speed(
             line += f"; mcodec takes {own[place].seconds[1] / timing.seconds[1]:.2f} of its time"
         click.echo(line)
         if out is not None:
-            with open(out, "a") as file:
-                file.write(json.dumps(timing.row() | {"quality": quality, "repeat": repeat, "machine": where}) + "\n")
+            append_rows(out, [timing.row() | {"quality": quality, "repeat": repeat, "machine": where}])
 
     reason = measure(codec, pixels, shapes, batches, quality, repeat, report, PEER if peer else None)
     if reason:
@@ -364,7 +371,6 @@ def effort(
     images: Path, efforts: str, qualities: str, limit: int | None, model: str | None, device: str, threads: int
 ) -> None:
     """What `encode --effort` gives and takes: BD-rate (PSNR) and seconds per million pixels, as a table."""
-    import torch
 
     from mcodec.bench import machine
     from mcodec.bench.codecs import EFFORTS
@@ -375,8 +381,7 @@ def effort(
     if not chosen or not set(chosen) <= set(EFFORTS):
         raise click.UsageError(f"--efforts takes whole numbers from {EFFORTS[0]} to {EFFORTS[-1]}")
     levels = _numbers(qualities)
-    codec = load_codec(model, device)
-    torch.set_num_threads(threads)
+    codec = _limited(load_codec(model, device), threads)
     pictures = [picture.pixels() for picture in look(images, limit) if picture.averaged]
     if not pictures:
         raise BenchError(f"{images} holds no picture with sides of {MIN_SIDE} pixels and more")

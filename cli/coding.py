@@ -116,7 +116,7 @@ def _allow_large() -> None:
     help="Search for better codes: 1 does not, 9 takes longest. Decoding takes the same time.",
 )
 @click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
-@click.option("--strip-gps", is_flag=True, help="Leave out the GPS position, with its block where it cannot be cut out.")
+@click.option("--strip-gps", is_flag=True, help="Leave out the GPS position, or its block where it cannot be cut out.")
 @click.option("--verify", is_flag=True, help="Decode what was written and compare before it takes its name.")
 @_many_options
 @model_option

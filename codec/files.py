@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mcodec.errors import CodecError
 
@@ -70,6 +71,14 @@ def write_bytes(
         if check is not None:
             file.seek(0)
             check(file.read())
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One line of JSON each at the end of a file, which is made where there is none. ValueError for NaN."""
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(text)
 
 
 def _rename(temporary: Path, path: Path) -> None:

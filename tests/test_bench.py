@@ -263,6 +263,31 @@ def test_mcodec_rows_are_its_own_files(images: Path, out: Path) -> None:
             assert row["metrics"]["psnr"] == metrics.psnr(pixels, np.asarray(codec.decode(data)))
 
 
+def test_mcodec_uses_no_more_threads_than_it_says() -> None:
+    workers = {threads: codecs.make("mcodec", threads=threads)._codec.tile_workers for threads in (1, 2, 8)}
+    assert workers == {1: 1, 2: 2, 8: 2}
+
+
+def test_code_of_another_commit_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = []
+    for commit in ("abc", "abc-dirty", None):
+        monkeypatch.setattr("mcodec.bench.machine.commit", lambda at=commit: at)
+        versions.append(codecs.make("mcodec").version)
+    assert " at abc, weights " in versions[0] and " at " not in versions[2] and len(set(versions)) == 3
+
+
+def test_curves_are_of_the_pictures_that_have_the_metric(tmp_path: Path, out: Path) -> None:
+    """MS-SSIM is not defined for small ones: their rates are not of its curve."""
+    images = photographs(tmp_path / "images", ((40, 32), (176, 192)))
+    measure(planned(Steps(), metrics=("psnr", "ms-ssim")), images, out)
+    found = results.load(out)
+    measured = found.codecs[0]
+    curve, other = (measured.curve("ms-ssim", pictures) for pictures in (found.pictures, ["b.png"]))
+    assert found.pictures == ["a.png", "b.png"] and curve == other and curve is not None
+    assert measured.curve("psnr", found.pictures) != measured.curve("psnr", ["b.png"])
+    assert measured.curve("ms-ssim", ["a.png"]) is None
+
+
 def test_every_run_states_where(images: Path, out: Path) -> None:
     run = next(measure(planned(Steps()), images, out).of("run"))
     assert {"date", "commit", "processor", "cores", "device", "threads", "python", "versions"} <= set(run)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcodec import api, rate
+from mcodec.files import append_rows
 from mcodec.training.data import load_pictures
 from mcodec.training.export import export
 
@@ -73,7 +74,5 @@ def record(
         "pictures": len(pictures),
         "validation": curve,
     }
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    append_rows(results, [row])
     return row
