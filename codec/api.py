@@ -22,7 +22,8 @@ from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, to_r
 from mcodec.model import Cascade, level_of, search
 from mcodec.model.window import Box
 
-T, V = TypeVar("T"), TypeVar("V")
+T = TypeVar("T")
+V = TypeVar("V")
 
 #: What of a picture's metadata a file carries: all of it, all but the GPS position, nothing.
 METADATA = ("all", "no-gps", "none")
