@@ -149,13 +149,13 @@ def _heic(name: str, threads: int) -> PillowCodec:
     )
 
 
-def _mcodec(name: str, weights: str | None, device: str, threads: int) -> Codec:
+def _mcodec(name: str, weights: str | None, device: str) -> Codec:
     from mcodec.bench.learned import McodecCodec
 
     _, _, effort = name.partition(":")[0].partition("@")
     if effort and effort not in EFFORTS:
         raise BenchError(f"effort must be from {EFFORTS[0]} to {EFFORTS[-1]}, got {name!r}")
-    return McodecCodec(name, weights, device, threads, int(effort or 1))
+    return McodecCodec(name, weights, device, int(effort or 1))
 
 
 def _compressai(name: str, weights: str | None, device: str) -> Codec:
@@ -168,7 +168,7 @@ EFFORTS = tuple("123456789")
 
 #: name -> how it is made, given the text after "NAME:", a device for networks and a number of threads.
 _MAKERS: dict[str, Callable[[str, str | None, str, int], Codec]] = {
-    "mcodec": lambda name, weights, device, threads: _mcodec(name, weights, device, threads),
+    "mcodec": lambda name, weights, device, threads: _mcodec(name, weights, device),
     "jpeg": lambda name, weights, device, threads: _jpeg(name, optimize=True),
     "webp": lambda name, weights, device, threads: _webp(name, method=6),
     "jpeg2000": lambda name, weights, device, threads: _jpeg2000(name),

@@ -36,15 +36,15 @@ class McodecCodec:
     whole = False
     qualities: tuple[float, ...] = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 
-    def __init__(self, name: str, weights: str | None, device: str, threads: int, effort: int = 1) -> None:
+    def __init__(self, name: str, weights: str | None, device: str, effort: int = 1) -> None:
         from mcodec import __version__, entropy
         from mcodec import weights as released
 
-        self.name, self.device, self._threads, self._effort = name, device, threads, effort
+        self.name, self.device, self._effort = name, device, effort
         self._path = released.find(weights)
-        sha, commit = released.read_card(self._path)["sha256"][:HASH_DIGITS], machine.commit()
+        sha, code = released.read_card(self._path)["sha256"][:HASH_DIGITS], machine.code()
         # what was measured with other code is measured again
-        self.version = f"mcodec {__version__}{f' at {commit}' if commit else ''}, weights {sha}"
+        self.version = f"mcodec {__version__}{f' at {code}' if code else ''}, weights {sha}"
         self.settings = f"entropy coder {entropy.backend()}" + (f", effort {effort}" if effort > 1 else "")
 
     @cached_property
@@ -52,7 +52,7 @@ class McodecCodec:
         from mcodec.api import load
 
         codec = load(self._path, self.device)
-        codec.tile_workers = min(codec.tile_workers, self._threads)
+        codec.tile_workers = 1  # two would have the threads of torch each
         return codec
 
     def encode(self, pixels: Pixels, quality: float) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -11,19 +12,28 @@ from pathlib import Path
 from typing import Any
 
 
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def commit() -> str | None:
     """The commit of the checkout that this package runs from ("-dirty" with changes), None outside of one."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # not some other repository around site-packages
-        return git("describe", "--always", "--dirty", "--abbrev=10", "--exclude=*")
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # not some other repository around site-packages
+        return _git("describe", "--always", "--dirty", "--abbrev=10", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def code() -> str | None:
+    """What codes pictures: the last commit of `codec` and `kernels`, with a hash of what was changed there since."""
+    if commit() is None:
+        return None
+    places = "--", "../codec", "../kernels"
+    changed = _git("diff", "HEAD", *places)
+    mark = f"-{hashlib.sha256(changed.encode()).hexdigest()[:8]}" if changed else ""
+    return _git("log", "-1", "--format=%h", "--abbrev=10", *places) + mark
 
 
 def _processor() -> str:

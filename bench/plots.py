@@ -38,7 +38,7 @@ def plot(results: Results, published: Sequence[Published], folder: Path) -> list
         axes.set_ylim(bottom, top)
         axes.set_xlabel("bits per pixel (bytes of files)")
         axes.set_ylabel(METRICS[metric].label)
-        axes.set_title(f"mean of {len(results.pictures)} pictures")
+        axes.set_title(f"mean of {len(results.codecs[0].having(metric, results.pictures))} pictures")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         paths.append(folder / f"rd-{metric}.png")

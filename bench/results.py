@@ -39,19 +39,18 @@ class Measured:
     def name(self) -> str:
         return str(self.codec["codec"])
 
-    def mean(self, field: str, pictures: Sequence[str]) -> list[float | None]:
-        """Mean of a field of the rows (bpp, encode_s, decode_s) or of a metric, per quality."""
-        means: list[float | None] = []
+    def mean(self, field: str, pictures: Sequence[str]) -> list[float]:
+        """Mean of a field of the rows (bpp, encode_s, decode_s) or of a metric that they have, per quality."""
+        means = []
         for index in range(len(self.qualities)):
             rows = [self.points[p][index] for p in pictures]
             values = [row["metrics"][field] if field in METRICS else row[field] for row in rows]
-            known = [v for v in values if v is not None]  # pictures too small for a metric have none
-            means.append(sum(known) / len(known) if known else None)
+            means.append(sum(values) / len(values))
         return means
 
     def speed(self, pictures: Sequence[str]) -> dict[str, float]:
         """Throughput of the quality whose mean rate is nearest to SPEED_BPP, million pixels a second."""
-        rates = [r or 0.0 for r in self.mean("bpp", pictures)]
+        rates = self.mean("bpp", pictures)
         index = min(range(len(rates)), key=lambda i: abs(rates[i] - SPEED_BPP))
         rows = [self.points[p][index] for p in pictures]
         pixels = sum(row["bytes"] * 8 / row["bpp"] for row in rows) / 1e6
@@ -64,12 +63,15 @@ class Measured:
 
     def curve(self, metric: str, pictures: Sequence[str]) -> Curve | None:
         """Rate against a metric as it is shown, over the pictures that have it; None where none does."""
-        pictures = [p for p in pictures if all(row["metrics"][metric] is not None for row in self.points[p])]
-        means = self.mean(metric, pictures)
-        if None in means:
+        pictures = self.having(metric, pictures)
+        if not pictures:
             return None
-        rates = self.mean("bpp", pictures)
-        return Curve([r for r in rates if r is not None], [METRICS[metric].shown(m) for m in means if m is not None])
+        rates, means = self.mean("bpp", pictures), self.mean(metric, pictures)
+        return Curve(rates, [METRICS[metric].shown(m) for m in means])
+
+    def having(self, metric: str, pictures: Sequence[str]) -> list[str]:
+        """Those that are not too small for a metric."""
+        return [p for p in pictures if all(row["metrics"][metric] is not None for row in self.points[p])]
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,12 @@ def load(folder: Path) -> Results:
 
 
 def compressai(results: Results, measured: Measured) -> dict[str, Any]:
-    """One codec in CompressAI's results format, with the qualities added."""
+    """One codec in CompressAI's results format, with the qualities added; without metrics that a picture lacks."""
     codec = measured.codec
-    columns: dict[str, list[float | None]] = {"quality": list(measured.qualities)}
-    columns["bpp"] = measured.mean("bpp", results.pictures)
+    columns = {"quality": list(measured.qualities), "bpp": measured.mean("bpp", results.pictures)}
     for metric in results.metrics:
-        columns[METRICS[metric].key] = measured.mean(metric, results.pictures)
+        if measured.having(metric, results.pictures) == results.pictures:
+            columns[METRICS[metric].key] = measured.mean(metric, results.pictures)
     columns["encoding_time"] = measured.mean("encode_s", results.pictures)
     columns["decoding_time"] = measured.mean("decode_s", results.pictures)
     described = f"{codec['version']}; {codec['settings']}; {codec['device']}, {codec['threads']} threads"

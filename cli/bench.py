@@ -265,11 +265,11 @@ def list_anchors(anchors: str, against: str) -> None:
 
 
 def _limited(codec: Codec, threads: int) -> Codec:
-    """With no more threads than that at work on one tile, nor on several."""
+    """With so many threads at work: on one tile at a time, as each of two would have its own."""
     import torch
 
     torch.set_num_threads(threads)
-    codec.tile_workers = min(codec.tile_workers, threads)
+    codec.tile_workers = 1
     return codec
 
 
@@ -297,7 +297,6 @@ def speed(
     out: Path | None,
 ) -> None:
     """Throughput in million pixels a second: whole, by part, and as ratios to CompressAI's mbt2018-mean."""
-
     from mcodec.bench import machine
     from mcodec.bench.pictures import rgb
     from mcodec.bench.speed import PEER, measure
@@ -371,7 +370,6 @@ def effort(
     images: Path, efforts: str, qualities: str, limit: int | None, model: str | None, device: str, threads: int
 ) -> None:
     """What `encode --effort` gives and takes: BD-rate (PSNR) and seconds per million pixels, as a table."""
-
     from mcodec.bench import machine
     from mcodec.bench.codecs import EFFORTS
     from mcodec.bench.effort import measure, table

@@ -19,6 +19,7 @@ from mcodec.cli.options import (
     FILE,
     STREAM,
     F,
+    Folder,
     Number,
     device_option,
     exists,
@@ -151,7 +152,7 @@ def encode(
         raise click.UsageError("choose one of --quality and the targets.")
     metadata = "none" if strip else "no-gps" if strip_gps else "all"
 
-    def prepare() -> Callable[[Path, Path], dict[str, Any]]:
+    def prepare() -> many.Work:
         _allow_large()
         codec = load_codec(model, device)
         return functools.partial(
@@ -161,7 +162,7 @@ def encode(
 
     # where the plugin is registered, Pillow reads .mci files, too
     misnamed = len(paths) == 2 and many.pictures(paths[1]) and not many.coded(paths[1])
-    if misnamed and not many.wanted(paths) and not paths[1].is_dir():
+    if misnamed and not many.wanted(paths) and not (isinstance(paths[1], Folder) or paths[1].is_dir()):
         raise CodecError(f"{paths[1]} is named like a picture, but would hold a .mci file")
     return _run(paths, ".mci", many.pictures, prepare, recursive, jobs, as_json, force)
 
@@ -260,7 +261,7 @@ def decode(
     or output. A folder, several files or a pattern go into the folder OUT; files that are there already are skipped.
     """
 
-    def prepare() -> Callable[[Path, Path], dict[str, Any]]:
+    def prepare() -> many.Work:
         _allow_large()
         codecs: list[Codec] = []
         loading = threading.Lock()
@@ -336,7 +337,7 @@ def _run(
     paths: tuple[Path, ...],
     suffix: str,
     choose: Callable[[Path], bool],
-    prepare: Callable[[], Callable[[Path, Path], dict[str, Any]]],
+    prepare: Callable[[], many.Work],
     recursive: bool,
     jobs: int | None,
     as_json: bool,
@@ -349,6 +350,8 @@ def _run(
     source, target = paths[0], paths[1] if len(paths) > 1 else None
     if source == STREAM and target is None:
         target = STREAM
+    if source == STREAM and isinstance(target, Folder):
+        raise click.UsageError("- has no name to take in a folder.")
     if target != STREAM:
         target = output_path(source, target, suffix, force)
     work = prepare()

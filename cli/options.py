@@ -101,7 +101,7 @@ def output_path(source: Path, target: Path | None, suffix: str, force: bool) -> 
         raise exists(target)
     if folder and source.exists():
         folder.mkdir(parents=True, exist_ok=True)
-    if not target.parent.is_dir():
+    elif not folder and not target.parent.is_dir():
         raise CodecError(f"no such folder: {target.parent}")
     return target
 

@@ -332,7 +332,7 @@ class Codec:
         if found < (stages or self.stages):
             notes.append(f"the file ends after {found} of {self.stages} stages")
         elif file.unverified and stages is None:  # of a preview, the beginning of a file may be all there is
-            notes.append("the checksum does not match; what follows the codes (alpha, EXIF, XMP) may be missing")
+            notes.append("the checksum does not match: codes may be damaged, what follows them (alpha, EXIF) missing")
         return replace(raster, notes=tuple(notes))
 
     def _check_stages(self, stages: int | None) -> None:

@@ -111,14 +111,12 @@ def _ahead(
         except Exception as error:  # whatever a picture's reader raises belongs to its item
             return Result(item, error=error)
 
+    def finished(taken: Result[Any]) -> Result[T]:
+        return taken if taken.error is not None else guarded(read, taken.source, taken.value)
+
     waiting: deque[Future[Result[T]]] = deque()
     for item in items:
-        taken = guarded(take, item, item)
-        if taken.error:
-            waiting.append(Future())
-            waiting[-1].set_result(Result(item, error=taken.error))
-        else:
-            waiting.append(pool.submit(guarded, read, item, taken.value))
+        waiting.append(pool.submit(finished, guarded(take, item, item)))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
@@ -147,6 +145,7 @@ def _code(code: Callable[[Sequence[T]], list[V]], batch: list[Result[T]]) -> lis
     except (CodecError, ValueError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_lack_of_memory(error):
             raise
-        if len(batch) == 1:
-            return [Result(batch[0].source, error=error)]
-        return [result for item in batch for result in _code(code, [item])]
+        failure = error.with_traceback(None)  # whose frames hold all that was in work
+    if len(batch) == 1:
+        return [Result(batch[0].source, error=failure)]
+    return [result for item in batch for result in _code(code, [item])]

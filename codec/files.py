@@ -49,10 +49,13 @@ def atomic(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if os.fstat(file.fileno()).st_nlink == 0:
+            if unnamed := os.fstat(file.fileno()).st_nlink == 0:
                 # src_dir_fd makes this linkat, which follows the link to the file itself; see open(2), O_TMPFILE
-                os.link(f"/proc/self/fd/{file.fileno()}", temporary, src_dir_fd=file.fileno())
-        (os.replace if replace else _rename)(temporary, path)
+                _link(f"/proc/self/fd/{file.fileno()}", temporary if replace else path, src_dir_fd=file.fileno())
+        if replace:
+            os.replace(temporary, path)
+        elif not unnamed:
+            _rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -81,14 +84,24 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(text)
 
 
+def _link(source: str | Path, path: Path, **more: int) -> None:
+    """Another name for a file; FileExistsError where there is one of this name."""
+    try:
+        os.link(source, path, **more)
+    except FileExistsError as error:
+        raise FileExistsError(error.errno, error.strerror, str(path)) from error
+
+
 def _rename(temporary: Path, path: Path) -> None:
     """To a name that no file has; FileExistsError where one has it, of two that come at once as well."""
     try:
-        os.link(temporary, path)
-    except OSError as error:
-        if isinstance(error, FileExistsError) or path.exists():
+        _link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without links
+        if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-        os.replace(temporary, path)  # a file system without links
+        os.replace(temporary, path)
     else:
         temporary.unlink()
 

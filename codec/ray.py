@@ -78,4 +78,4 @@ def _column(values: list[Any]) -> NDArray[Any]:
 
 
 def _reasons(results: Sequence[Result[Any]]) -> NDArray[Any]:
-    return _column([None if result.error is None else str(result.error) for result in results])
+    return _column([None if r.error is None else str(r.error) or type(r.error).__name__ for r in results])

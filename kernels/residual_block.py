@@ -380,7 +380,7 @@ def affine_depthwise(
 
 
 def scaled_add(x: Tensor, added: Tensor, factor: Tensor) -> Tensor:
-    """x + factor * added, `[B, C, H, W]` of x's type; factor `[B, 1, 1, 1]`.
+    """x + factor * added, `[B, C, H, W]` of x's type; factor `[B, 1, 1, 1]`, or `[1, 1, 1, 1]` for all.
 
     Reads both and writes one; backward reads both and writes the gradient of what was added.
     """

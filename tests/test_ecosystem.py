@@ -238,6 +238,7 @@ def test_iterators_go_on_behind_what_memory_does_not_hold(
         raised[:] = [error]
         results = list(tiny.encode_iter([small, large, small]))
         assert [r.error for r in results] == [None, error, None] and results[0].value == results[2].value
+        assert error.__traceback__ is None  # which holds what was in work
     raised[:] = [RuntimeError("shapes do not match")]
     with pytest.raises(RuntimeError, match="shapes do not match"):
         list(tiny.encode_iter([small, large]))

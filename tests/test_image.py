@@ -217,7 +217,7 @@ def test_floats_on_another_scale(tmp_path: Path) -> None:
     raster = read_raster(tmp_path / "a.tif")
     assert raster.notes == ("floats become 8-bit grey, 51.4% of them clipped to 0 to 255",)
     assert np.array_equal(raster.array(), values.clip(0, 255).astype(np.uint8))
-    for wrong, said in ((values / 500, "all of these are below 1: scale them first"), (values * np.nan, "no numbers")):
+    for wrong, said in ((values / 500, "none of these is above 1: scale them first"), (values * np.nan, "no numbers")):
         Image.fromarray(wrong).save(tmp_path / "a.tif")
         with pytest.raises(ImageError, match=rf"a\.tif: .*{said}"):
             read_raster(tmp_path / "a.tif")

@@ -36,6 +36,8 @@ def _small(plain: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcodec.cli.coding.load_codec", lambda *_: plain)
     monkeypatch.setattr("mcodec.cli.show.load_codec", lambda *_: plain)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the command raises it
+    Image.init()
+    monkeypatch.delitem(Image.EXTENSION, ".mci", raising=False)  # of a plugin that another test has registered
 
 
 @pytest.fixture
@@ -244,6 +246,10 @@ def test_the_position_alone_goes(
             assert found[0x010F] == "Maker" and found.get_ifd(0x8769) == {0x829A: 0.25}
             assert (found.get_ifd(0x8825).get(1) == "N") is kept
             assert b'dc:title="A"' in image.info["xmp"] and (b"GPS" in image.info["xmp"]) is kept
+    Image.fromarray(colours).save(tmp_path / "b.jpg", exif=exif.tobytes()[:-6], xmp=xmp.replace(b"dc:title", b"dc:GPS"))
+    status, _, err = run(capsys, "encode", tmp_path / "b.jpg", "--strip-gps")
+    said = "is left out as a whole: the GPS position could not be cut out of it\n"
+    assert (status, err) == (0, "".join(f"mcodec: note: {tmp_path / 'b.jpg'}: {name} {said}" for name in ("EXIF", "XMP")))
 
 
 def test_grey_costs_less(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -545,6 +551,11 @@ def test_previews_and_regions(colours: NDArray[np.uint8], tmp_path: Path, capsys
     status, _, err = run(capsys, "decode", head, "--partial")
     assert status == 0 and err == f"mcodec: note: {head}: the file ends after 2 of 4 stages\n"
     assert (tmp_path / "head.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    head.write_bytes(coded.read_bytes()[:-2])
+    status, _, err = run(capsys, "decode", head, "--partial", "--force")
+    assert (status, err.count("\n")) == (0, 1) and f"mcodec: note: {head}: the checksum does not match: " in err
+    assert run(capsys, "decode", coded, tmp_path / "whole.png")[0] == 0
+    assert (tmp_path / "head.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
     assert run(capsys, "decode", coded, tmp_path / "part.png", "--region", "8,4,20,10")[0] == 0
     with Image.open(tmp_path / "part.png") as image:
         assert image.size == (20, 10)

@@ -219,7 +219,7 @@ def _of_floats(values: NDArray[np.float32]) -> str:
     if np.isnan(values).any():
         raise ValueError("some samples are no numbers")
     if 0 < values.max() <= 1:
-        raise ValueError("floats are taken as 0 to 255, and all of these are below 1: scale them first")
+        raise ValueError("floats are taken as 0 to 255, and none of these is above 1: scale them first")
     outside = float(((values < 0) | (values > 255)).mean())
     return "floats become 8-bit grey" + (f", {outside:.1%} of them clipped to 0 to 255" if outside else "")
 
