@@ -194,7 +194,7 @@ def _encode_file(
         quality = 50.0 if quality is None else quality
     if verify:  # a target's quality is encoded once more, for its codes
         data, codes = codec.encode_with_codes(raster, quality, metadata, effort)
-        check = functools.partial(verification.verify, codec, raster, codes, metadata)
+        check = functools.partial(verification.verify, codec, raster, codes, metadata, made=data)
     elif not wanted:
         data = codec.encode(raster, quality, metadata, effort)
     seconds = time.perf_counter() - began

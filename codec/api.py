@@ -20,6 +20,7 @@ from mcodec.engine import Engine, batch_pixels
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, to_raster
 from mcodec.model import Cascade, level_of, search
+from mcodec.model.context import IntegerLayer
 from mcodec.model.window import Box
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ def load(model: str | Path | None = None, device: str = "auto", bf16: bool = Fal
 class Codec:
     """Encodes and decodes pictures with one set of weights. Made by `load`.
 
-    tile: side of the tiles that `encode` makes, in pixels: 64 times a power of two, a multiple of the coarsest stride.
+    tile: side of the tiles that `encode` makes, in pixels: 64 times a power of two, a multiple of the coarsest stride;
+    also of the parts in which the pixels of a larger picture are decoded.
     tile_workers: threads that work on the tiles of a large picture on a CPU; each takes some 300 MB. They change the
     time, never a byte.
     batch_pixels: so many pixels of tiles or pictures of one size go through the networks together; by default what
@@ -70,6 +72,13 @@ class Codec:
         self.tile_workers = 2 if self.device.type == "cpu" else 1
         self.batch_pixels = batch_pixels(self.device)
         self._tables = [self.model.tables(index) for index in range(len(self.model.stages))]
+        if self.device.type == "cuda":  # copies that threads on different streams share are there before any reads them
+            for table in self._tables:
+                table.on(self.device)
+            for module in self.model.modules():
+                if isinstance(module, IntegerLayer):
+                    module.frozen()
+            torch.cuda.synchronize(self.device)
 
     @property
     def stages(self) -> int:
@@ -363,7 +372,7 @@ def _sections(raster: Raster, metadata: str, payload: encoding.Payload) -> tuple
 def _raster(file: Container, box: Box, samples: Samples | Strips) -> Raster:
     """The decoded picture with what its file holds beside the codes."""
     plane = None
-    if data := file.section(TAG_ALPHA):
+    if (data := file.section(TAG_ALPHA)) is not None:
         whole = alpha.unpack(data, file.header.width, file.header.height, file.header.kind.bits)
         plane = whole[box.top : box.bottom, box.left : box.right]
     metadata = Metadata(file.section(TAG_ICC), file.section(TAG_EXIF), file.section(TAG_XMP))

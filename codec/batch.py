@@ -12,16 +12,16 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from mcodec.errors import CodecError, is_lack_of_memory
+from mcodec import container
+from mcodec.errors import CodecError, FormatError, is_lack_of_memory
 from mcodec.files import read_bytes
 from mcodec.image import Raster, read_raster, to_raster
 
 T = TypeVar("T")
 V = TypeVar("V")
 
-#: A micro-batch ends at this many pixels (of files: bytes) or items.
+#: A micro-batch ends at this many pixels or items.
 BATCH_PIXELS = 2**23
-BATCH_BYTES = 2**20
 BATCH_ITEMS = 32
 #: Threads that read ahead. Beyond the micro-batch that is being filled each is two items ahead at most: pictures can be
 #: large.
@@ -48,7 +48,7 @@ def decoded(
     decode: Callable[[Sequence[bytes]], list[Image.Image]], items: Iterable[Any], readers: int = READERS
 ) -> Iterator[Result[Image.Image]]:
     """Pictures of files. items: bytes, or paths and URLs of .mci files."""
-    return _coded(decode, items, lambda item: item, _file, len, BATCH_BYTES, readers)
+    return _coded(decode, items, lambda item: item, _file, _claimed, BATCH_PIXELS, readers)
 
 
 def _picture(item: Raster | bytes | str | PathLike[str]) -> Raster:
@@ -73,6 +73,15 @@ def _file(item: bytes | str | PathLike[str]) -> bytes:
     if isinstance(item, str | PathLike):
         return read_bytes(item)
     return bytes(memoryview(item))  # TypeError for what is none
+
+
+def _claimed(data: bytes) -> int:
+    """Pixels of a file's picture; 0 for what is no file, which decoding says."""
+    try:
+        header = container.unpack(data).header
+    except FormatError:
+        return 0
+    return header.width * header.height
 
 
 def _coded(

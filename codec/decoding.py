@@ -100,6 +100,7 @@ def read_codes(
             count,
             partial,
             later,
+            [held[i].ends(tile, count) for i, tile, _, _ in group],
         )
         for item, (i, _, place, _) in enumerate(group):
             if files[i].header.tiles == 1:
@@ -108,8 +109,8 @@ def read_codes(
             place_codes(engine, canvases[i], place, codes, item)
 
     sizes_of = [(box.bottom - box.top, box.right - box.left) for _, _, box, _ in jobs]
-    # of a partial file each tile may end elsewhere
-    keys = [(size, count, i if partial else 0) for size, (i, _, _, count) in zip(sizes_of, jobs, strict=True)]
+    # of a partial file each tile may end elsewhere: a damaged one takes nothing from the others
+    keys = [(size, job[3], i if partial else 0) for i, (size, job) in enumerate(zip(sizes_of, jobs, strict=True))]
     engine.each(work, engine.batches(keys, sizes_of))
     if checks is None:
         for check in later or ():
@@ -120,11 +121,11 @@ def read_codes(
 def blank_codes(engine: Engine, height: int, width: int, stages: int | None = None) -> list[Tensor]:
     """Codes of a whole picture to be filled in, zeros `[M, H/r, W/r]` per stage."""
     height, width = engine.padded(height, width)
+    shapes = [(s.groups, height // s.stride, width // s.stride) for s in engine.model.config.stages[:stages]]
     # 16 bits hold any code and are half of what a large picture would take otherwise
-    return [
-        torch.zeros(s.groups, height // s.stride, width // s.stride, dtype=torch.int16, device=engine.device)
-        for s in engine.model.config.stages[:stages]
-    ]
+    if engine.device.type == "cpu":  # where numpy's zeros take no memory until they are written: a region is little
+        return [torch.from_numpy(np.zeros(shape, np.int16)) for shape in shapes]
+    return [torch.zeros(shape, dtype=torch.int16, device=engine.device) for shape in shapes]
 
 
 def place_codes(engine: Engine, canvas: list[Tensor], box: Box, codes: list[Tensor], item: int) -> None:
@@ -151,11 +152,12 @@ def read_tiles(
     count: int | None = None,
     partial: bool = False,
     checks: list[Callable[[], None]] | None = None,
+    ends: Sequence[list[int]] = (),
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Tiles of one padded size: per stage the codes, `[B, M, h, w]`, and how many words are read at its end, `[B]`.
 
     moves: shifts of each tile's stages. count: how many stages to read. partial: as many of them as are whole.
-    checks: as of `read_codes`.
+    checks: as of `read_codes`. ends: bytes of each stream up to the end of each stage, where a file says so.
     """
     # batches are padded to their longest stream: a few bytes of a header must not buy more than a tile can hold
     symbols = sum(s.groups * (height // s.stride) * (width // s.stride) for s in engine.model.config.stages)
@@ -183,17 +185,31 @@ def read_tiles(
         if not partial or not kept:
             raise
         return kept, words
-    if (count is None or count == len(engine.model.stages)) and not partial:
-        if checks is None:
+    if partial:
+        return kept, words
+
+    def check() -> None:
+        if count is None or count == len(engine.model.stages):
             decoder.finish()
-        else:
-            checks.append(decoder.finish)
+        reads = torch.stack(words, 1).tolist()
+        for stream, read, named in zip(streams, reads, ends or [[]] * len(streams), strict=True):
+            found = stage_ends(stream, read)
+            if found[-1] > len(stream):  # a GPU reads on in zeros
+                raise CorruptStream(f"entropy-coded data ended early, after {len(stream)} of {found[-1]} bytes")
+            if named and found != named:
+                raise CorruptStream("stages do not end where the table of tiles says")
+
+    if checks is None:
+        check()
+    else:
+        checks.append(check)
     return kept, words
 
 
 def stage_ends(stream: bytes, words: Sequence[int]) -> list[int]:
-    """Bytes of a stream up to the end of each stage, from the words read until there; the last has read all."""
-    return [len(stream) - tiles.WORD_BYTES * (words[-1] - read) for read in words]
+    """Bytes of a stream up to the end of each stage, from the words read until there."""
+    head = entropy.head_bytes(stream)
+    return [head + tiles.WORD_BYTES * read for read in words]
 
 
 def render(

@@ -47,6 +47,10 @@ class Streams:
         """The stream of a tile up to a stage (default: the last that is whole in every tile)."""
         return b"".join(self.pieces[tile][:stages])
 
+    def ends(self, tile: int, stages: int | None = None) -> list[int]:
+        """Bytes of `stream` up to the end of each of its stages; none where the table is missing."""
+        return [] if self.sizes is None else list(accumulate(map(len, self.pieces[tile][:stages])))
+
 
 def pack(streams: Sequence[bytes], ends: Sequence[Sequence[int]] = ()) -> bytes:
     """The payload of the section of codes.

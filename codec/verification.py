@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from mcodec.image import Raster
 
 
-def verify(codec: Codec, original: Raster, codes: list[torch.Tensor], metadata: str, data: bytes) -> None:
+def verify(
+    codec: Codec, original: Raster, codes: list[torch.Tensor], metadata: str, data: bytes, made: bytes | None = None
+) -> None:
     """Decode a file and compare it with what it was made of; VerificationError names the first difference.
 
     codes: those of the encoder, as `Codec.encode_with_codes` gives them; they must come back equal, as must size, kind
     of samples, alpha and the `metadata` that the file was to carry. Samples have to decode; as the loss is chosen, and
-    they follow from codes, they are not compared with the original's.
+    they follow from codes, they are not compared with the original's. made: the encoder's bytes; all of them must be
+    there.
     """
     try:
         found, read = codec.decode_with_codes(data, max_pixels=None)
@@ -36,6 +39,8 @@ def verify(codec: Codec, original: Raster, codes: list[torch.Tensor], metadata: 
         raise _differs("alpha")
     if found.metadata.info() != original.metadata.kept(metadata).info():
         raise _differs("the metadata")
+    if made is not None and data != made:
+        raise _differs("the bytes")
 
 
 def _differs(what: str) -> VerificationError:

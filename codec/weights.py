@@ -98,8 +98,11 @@ def load(path: Path) -> tuple[Cascade, bytes]:
         tensors = parse(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"weights {path.name} are not a model of mcodec: {error}") from error
-    with torch.random.fork_rng(devices=[]):  # initial values are overwritten; the caller's generator is not ours
-        model = Cascade(config)
+    try:
+        with torch.random.fork_rng(devices=[]):  # initial values are overwritten; the caller's generator is not ours
+            model = Cascade(config)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"weights {path.name} have a configuration that is no model: {error}") from error
     load_tensors(model, tensors)
     bounds.check(model)
     return model.eval(), digest.digest()[:FINGERPRINT_BYTES]

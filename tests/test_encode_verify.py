@@ -85,6 +85,11 @@ def other_profile(data: bytes) -> bytes:
     return changed(data, sections=(*(s for s in container.unpack(data).sections if s[0] != TAG_ICC), (TAG_ICC, b"x")))
 
 
+def extended(data: bytes) -> bytes:
+    """By a section that readers pass over."""
+    return changed(data, sections=(*container.unpack(data).sections, (200, b"more")))
+
+
 def narrower(data: bytes) -> bytes:
     return changed(data, width=49)
 
@@ -95,6 +100,7 @@ DAMAGE = {
     another: "is not what was encoded: the codes of stage 1 differ",
     without_alpha: "is not what was encoded: alpha differ",
     other_profile: "is not what was encoded: the metadata differ",
+    extended: "is not what was encoded: the bytes differ",
     narrower: "cannot be decoded: the alpha section is no PNG or WebP of 49x40",
     lambda data: b"": "cannot be decoded: not a .mci file",
 }

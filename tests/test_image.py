@@ -6,6 +6,7 @@ import io
 import re
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
+from mcodec import container
 from mcodec.api import Codec
 from mcodec.container import Kind
 from mcodec.errors import CorruptStream, ImageError, LossWarning
@@ -348,6 +350,14 @@ def test_directories_of_a_tiff_file_go_along(tmp_path: Path) -> None:
     assert found.get_ifd(0x8769)[0x9003] == "2026:01:02 03:04:05"
 
 
+def test_positions_that_take_long_to_cut_out_take_the_block_along() -> None:
+    """Thousands of values that are all of the block; thousands of beginnings without an end."""
+    rows = struct.pack("<HHII", 1, 1, 60_000, 40) * 5000
+    block = struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, 0x8825, 4, 1, 26, 0) + struct.pack("<H", 5000) + rows + bytes(4)
+    metadata = Metadata(exif=block, xmp=b"<exif:GPSa>" * 7000).without_gps()
+    assert metadata.exif is None and metadata.xmp is None
+
+
 @given(st.binary(max_size=80), st.sampled_from([b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b""]))
 def test_any_exif(tail: bytes, head: bytes) -> None:
     metadata = Metadata(exif=head + tail)
@@ -439,6 +449,15 @@ def test_alpha(depth: type) -> None:
         for bad in (data[: len(data) // 2], b"", b"\x89PNG\r\n\x1a\n"):
             with pytest.raises(CorruptStream, match="alpha"):
                 alpha.unpack(bad, plane.shape[1], plane.shape[0], bits)
+
+
+def test_alpha_of_another_size_and_none(plain: Codec) -> None:
+    samples = np.zeros((8, 9, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"alpha has shape \[9, 8\], not \[8, 9\]"):
+        plain.encode(Raster(samples, Kind.RGB8, np.zeros((9, 8), np.uint8)))
+    file = container.unpack(plain.encode(samples))
+    with pytest.raises(CorruptStream, match="alpha section"):
+        plain.decode(container.pack(replace(file, sections=(*file.sections, (container.TAG_ALPHA, b"")))))
 
 
 def test_alpha_is_one_grey_plane_of_the_samples_depth() -> None:

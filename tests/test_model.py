@@ -240,6 +240,14 @@ def test_configurations_survive_json(name: str) -> None:
 
     config = PRESETS[name]
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for change, said in (
+        ({"version": 2}, "version 2 of a model is not one that this release knows"),
+        ({"channels": {64: 8, 16: 8, 8: 8, 4: 8}}, "need channels of 4, 8 and so on"),
+        ({"stages": tuple(replace(s, stride=s.stride - 1) for s in config.stages)}, "need channels"),
+        ({"stages": ()}, "stage strides must fall"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            replace(config, **change)
     with pytest.raises(ModelError, match="a static prior reaches all codewords"):
         replace(PRESETS["umgm"], reach=64)
     with pytest.raises(ModelError):

@@ -248,8 +248,8 @@ def test_the_position_alone_goes(
             assert b'dc:title="A"' in image.info["xmp"] and (b"GPS" in image.info["xmp"]) is kept
     Image.fromarray(colours).save(tmp_path / "b.jpg", exif=exif.tobytes()[:-6], xmp=xmp.replace(b"dc:title", b"dc:GPS"))
     status, _, err = run(capsys, "encode", tmp_path / "b.jpg", "--strip-gps")
-    said = "is left out as a whole: the GPS position could not be cut out of it\n"
-    assert (status, err) == (0, "".join(f"mcodec: note: {tmp_path / 'b.jpg'}: {name} {said}" for name in ("EXIF", "XMP")))
+    lines = [f"mcodec: note: {tmp_path / 'b.jpg'}: {name} is left out as a whole" for name in ("EXIF", "XMP")]
+    assert status == 0 and [line.rpartition(":")[0] for line in err.splitlines()] == lines
 
 
 def test_grey_costs_less(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -201,6 +201,38 @@ def test_other_stages_in_the_table(tiled: Codec, picture: Make, lazy: bool) -> N
             tiled.decode_raster(data, lazy=lazy)
 
 
+@pytest.mark.parametrize("words", [-1, 1])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_stages_that_end_elsewhere_than_the_table_says(tiled: Codec, picture: Make, words: int, name: str) -> None:
+    """The streams are whole, and decode as a whole: only the places of the cuts are wrong."""
+    file = container.unpack(tiled.encode(picture(100, 130), 90))
+    count = file.header.tiles
+    streams = [file.streams.stream(tile) for tile in range(count)]
+    ends = [file.streams.ends(tile) for tile in range(count)]
+    assert tiles.pack(streams, ends) == file.codes and ends[1][1] + 2 <= ends[1][2]
+    ends[1][1] += 2 * words
+    data = container.pack(replace(file, codes=tiles.pack(streams, ends)))
+    with setting(tiled, name):
+        for options in ({}, {"stages": 2}, {"stages": 4}):
+            with pytest.raises(CorruptStream, match=r"stages do not end where|ended early"):
+                tiled.decode(data, **options)
+
+
+def test_a_damaged_tile_of_a_partial_file_is_its_own(tiled: Codec, picture: Make) -> None:
+    array = picture(64, 200)
+    file = container.unpack(tiled.encode(array, 60))
+    streams, ends = [file.streams.stream(tile) for tile in range(4)], [file.streams.ends(tile) for tile in range(4)]
+    streams[1] = bytes([11]) + streams[1][1:]  # of more lanes than there can be
+    data = container.pack(replace(file, codes=tiles.pack(streams, ends)))[:-4] + bytes(4)
+    with pytest.raises(CorruptStream, match="log2 of the lane count is 11"):
+        tiled.decode(data, partial=True)
+    streams[1] = file.streams.stream(1)[:-2] + bytes(2)
+    data = container.pack(replace(file, codes=tiles.pack(streams, ends)))[:-4] + bytes(4)
+    seen = tiled.decode_raster(data, partial=True)
+    assert "the checksum does not match" in seen.notes[0]
+    assert np.array_equal(seen.array()[:, 140:], tiled.decode_array(container.pack(file))[:, 140:])
+
+
 def test_rows_of_tiles() -> None:
     assert [place for row in range(3) for place in tiles.grid(130, 190, 64, row)] == tiles.grid(130, 190, 64)
 

@@ -279,6 +279,11 @@ def longest(symbols: int) -> int:
     return 1 + rans.STATE_BYTES * (1 << MAX_LOG2_LANES) + 2 * symbols
 
 
+def head_bytes(stream: bytes) -> int:
+    """Bytes before the words of a stream."""
+    return 1 + rans.STATE_BYTES * (1 << stream[0])
+
+
 def parse(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     """Head and body of a stream: (states `[L]`, the words' bytes). CorruptStream for a head that cannot be."""
     if not data:
@@ -286,7 +291,7 @@ def parse(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     if data[0] > MAX_LOG2_LANES:
         raise CorruptStream(f"log2 of the lane count is {data[0]}, at most {MAX_LOG2_LANES} is allowed")
     lanes = 1 << data[0]
-    head = 1 + rans.STATE_BYTES * lanes
+    head = head_bytes(data)
     size = len(data) - head
     if size < 0 or size % 2:
         raise CorruptStream(f"entropy-coded data of {lanes} lanes cannot have {len(data)} bytes")

@@ -42,7 +42,7 @@ def unpack(data: bytes, width: int, height: int, bits: int) -> Plane:
         if png and image.mode != "L" and not (image.mode == "I;16" and bits == 16):
             raise CorruptStream(f"alpha of mode {image.mode} for a picture of {bits} bits")
         array = np.asarray(image if png else image.convert("L"))
-    except CorruptStream:
+    except (CorruptStream, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise many types for damaged data
         raise CorruptStream(f"the alpha section cannot be read: {error}") from error
@@ -50,13 +50,11 @@ def unpack(data: bytes, width: int, height: int, bits: int) -> Plane:
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that a lossless or extended WebP names; None for other data."""
-    if data[12:16] == b"VP8L":
-        size = int.from_bytes(data[21:25], "little")
-        return (size & 0x3FFF) + 1, (size >> 14 & 0x3FFF) + 1
-    if data[12:16] == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    return None
+    """Width and height that a lossless WebP names; None for other data."""
+    if data[12:16] != b"VP8L":
+        return None
+    size = int.from_bytes(data[21:25], "little")
+    return (size & 0x3FFF) + 1, (size >> 14 & 0x3FFF) + 1
 
 
 def _saved(image: Image.Image, form: str, **options: object) -> bytes:

@@ -27,6 +27,9 @@ _XMP_GPS = re.compile(
     rb"\s+exif:GPS\w+\s*=\s*(?:\"[^\"]*\"|'[^']*')|<exif:GPS(\w+)[^>]*?(?:/>|>.*?</exif:GPS\1>)", re.DOTALL
 )
 
+#: A larger packet that names the position is left out as a whole.
+_MOST_XMP = 2**16
+
 
 @dataclass(frozen=True)
 class Metadata:
@@ -191,6 +194,8 @@ def _exif_without_gps(exif: bytes) -> bytes | None:
 def _wipe(block: bytearray, order: str, offset: int) -> None:
     """Zero a directory and its values."""
     entries = list(_entries(block, order, offset))
+    if sum(size for _, _, size, _ in entries) > len(block):  # of overlapping values; zeroing them all takes for ever
+        raise ValueError("a directory has more values than the block has room")
     for _, _, size, value in entries:
         if value + size > len(block):
             raise ValueError("a value reaches past the end of the block")
@@ -200,6 +205,8 @@ def _wipe(block: bytearray, order: str, offset: int) -> None:
 
 
 def _xmp_without_gps(xmp: bytes) -> bytes | None:
+    if len(xmp) > _MOST_XMP and b"GPS" in xmp:
+        return None  # the pattern looks for an end behind every beginning
     kept = _XMP_GPS.sub(b"", xmp)
     # what is left may say it in another way, or in UTF-16, which the pattern does not see
     return None if b"GPS" in kept or b"\0" in kept.rstrip(b"\0") else kept

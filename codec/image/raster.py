@@ -133,6 +133,8 @@ def to_raster(picture: Picture) -> Raster:
     if isinstance(picture, Raster):
         if picture.alpha is not None and picture.alpha.dtype == np.uint16 and picture.kind.bits != 16:
             raise ValueError("alpha of 16 bits needs samples of 16 bits")
+        if picture.alpha is not None and picture.alpha.shape != picture.size[::-1]:
+            raise ValueError(f"alpha has shape {list(picture.alpha.shape)}, not {list(picture.size[::-1])}")
         return picture
     if isinstance(picture, Image.Image):
         return _from_image(picture)

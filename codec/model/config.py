@@ -80,12 +80,16 @@ class ModelConfig:
     version: int = 1
 
     def __post_init__(self) -> None:
+        if self.version != 1:
+            raise ModelError(f"version {self.version} of a model is not one that this release knows (1)")
         strides = [s.stride for s in self.stages]
-        if strides != sorted(strides, reverse=True):
+        if not strides or strides != sorted(strides, reverse=True):
             raise ModelError(f"stage strides must fall from coarse to fine, got {strides}")
-        for stride in (4, *strides):
-            if stride not in self.channels:
-                raise ModelError(f"no channel count for stride {stride}")
+        powers = [4 << i for i in range(max(strides).bit_length())]
+        if not set(strides) <= set(powers) or sorted(self.channels) != powers[: powers.index(strides[0]) + 1]:
+            raise ModelError(f"strides {strides} need channels of 4, 8 and so on, got those of {sorted(self.channels)}")
+        if self.lapped and strides[-1] < 8:  # a window begins at a position of the last stage
+            raise ModelError("overlapping blocks of 8 need a last stage of stride 8 or more")
         if self.prior not in ("mixture", "static") or self.assignment not in ("entropy", "gumbel"):
             raise ModelError(f"unknown prior {self.prior!r} or assignment {self.assignment!r}")
         if self.prior == "static" and self.reach:

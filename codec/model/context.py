@@ -63,7 +63,7 @@ class IntegerLayer(nn.Module):
         factor = 2.0**self.shift
         return _rounded(self.weight, factor), _rounded(self.bias, BIAS_UNIT * factor, 2**22)
 
-    def _frozen(self) -> tuple[Tensor, Tensor]:
+    def frozen(self) -> tuple[Tensor, Tensor]:
         """`integers` as int8 and int32, kept where no training changes them: seven launches less per layer on a GPU."""
         if self.weight.requires_grad or self.bias.requires_grad:
             return self.integers()
@@ -82,7 +82,7 @@ class IntegerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         depthwise = self.weight.dim() == 3
         if not torch.is_grad_enabled():
-            weight, bias = self._frozen()
+            weight, bias = self.frozen()
             layer = kernel.depthwise if depthwise else kernel.pointwise
             with torch.autocast(x.device.type, enabled=False):  # it would round accumulators to bfloat16
                 return layer(x, weight, bias, self.shift, self.low, self.high)
