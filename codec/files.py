@@ -84,7 +84,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(text)
 
 
-def _link(source: str | Path, path: Path, **more: int) -> None:
+def _link(source: str | Path, path: Path, **more: Any) -> None:
     """Another name for a file; FileExistsError where there is one of this name."""
     try:
         os.link(source, path, **more)
