@@ -224,21 +224,15 @@ def render(
     alone = max(engine.batch_pixels, container.TILE**2)
     single = [i for i, file in enumerate(files) if whole and areas[i] <= (alone if file.header.tiles == 1 else large)]
 
-    def together(members: list[int]) -> None:
-        group = [single[i] for i in members]
-        height, width = engine.padded(files[group[0]].header.height, files[group[0]].header.width)
-        codes = [torch.stack(stage).to(torch.int32) for stage in zip(*(canvases[i] for i in group), strict=True)]
-        pictures = _synthesize(engine, codes, height, width, [files[i].header.level for i in group])
-        for i, picture in zip(group, pictures, strict=True):
-            header = files[i].header
-            picture = _filtered(engine, files[i], canvases[i], picture)
-            out[i] = from_tensor(picture[None], header.height, header.width, header.kind)
-
     # only what has all its stages can share a pass: of a partial file, some may be missing
     sizes = [engine.padded(files[i].header.height, files[i].header.width) for i in single]
     keys = [(size, len(canvases[i])) for size, i in zip(sizes, single, strict=True)]
     for members in engine.batches(keys, sizes):
-        together(members)
+        group = [single[i] for i in members]
+        pictures = _together(engine, [files[i] for i in group], [canvases[i] for i in group])
+        for i, picture in zip(group, pictures, strict=True):
+            header = files[i].header
+            out[i] = from_tensor(picture[None], header.height, header.width, header.kind)
     for i, file in enumerate(files):
         if i not in single:
             out[i] = _windows(engine, file, canvases[i], boxes[i])
@@ -250,20 +244,22 @@ def tensors(engine: Engine, files: list[Container], canvases: list[list[Tensor]]
     out: list[Tensor] = [torch.empty(0)] * len(files)
     sizes = [engine.padded(file.header.height, file.header.width) for file in files]
     for members in engine.batches(sizes, sizes):
-        headers = [files[i].header for i in members]
-        height, width = sizes[members[0]]
-        if height * width > engine.batch_pixels:
+        if math.prod(sizes[members[0]]) > engine.batch_pixels:
             out[members[0]] = _tensor(engine, files[members[0]], canvases[members[0]])
             continue
-        codes = [
-            torch.stack([stage.to(engine.device, torch.int32) for stage in stages])
-            for stages in zip(*(canvases[i] for i in members), strict=True)
-        ]
-        pictures = _synthesize(engine, codes, height, width, [header.level for header in headers])
-        for i, header, picture in zip(members, headers, pictures, strict=True):
-            picture = _filtered(engine, files[i], canvases[i], picture)
+        pictures = _together(engine, [files[i] for i in members], [canvases[i] for i in members])
+        for i, picture in zip(members, pictures, strict=True):
+            header = files[i].header
             out[i] = to_uint8(picture, header.height, header.width, header.kind)
     return out
+
+
+def _together(engine: Engine, files: list[Container], canvases: list[list[Tensor]]) -> list[Tensor]:
+    """Whole pictures of one padded size and number of stages in one pass, float `[3, H, W]` each on the device."""
+    height, width = engine.padded(files[0].header.height, files[0].header.width)
+    codes = [torch.stack(stages).to(torch.int32) for stages in zip(*canvases, strict=True)]
+    pictures = _synthesize(engine, codes, height, width, [file.header.level for file in files])
+    return [_filtered(engine, *each) for each in zip(files, canvases, pictures, strict=True)]
 
 
 def _tensor(engine: Engine, file: Container, canvas: list[Tensor]) -> Tensor:
