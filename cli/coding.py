@@ -6,7 +6,6 @@ import errno
 import functools
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from mcodec.cli import many
 from mcodec.cli.options import (
     FILE,
     STREAM,
+    Codecs,
     F,
     Folder,
     Number,
@@ -259,12 +259,12 @@ def decode(
 
     The suffix of OUT chooses the picture format: .png, .jpg, .webp or another that Pillow writes. - is standard input
     or output. A folder, several files or a pattern go into the folder OUT; files that are there already are skipped.
+    Of the installed weights, those that a file names are used.
     """
 
     def prepare() -> many.Work:
         _allow_large()
-        codecs: list[Codec] = []
-        loading = threading.Lock()
+        codecs = Codecs(model, device)
 
         def work(source: Path, target: Path) -> dict[str, Any]:
             from mcodec.container import unpack
@@ -274,15 +274,13 @@ def decode(
                 _check_free(target)
             data = read(source)
             try:  # what is wrong with a file is said before weights are loaded
-                unpack(data, partial, max_pixels)
+                file = unpack(data, partial, max_pixels)
             except CorruptStream as error:
                 hint = "; --partial decodes as far as it goes" if "truncated" in str(error) and not partial else ""
                 raise CorruptStream(f"{error}{hint}") from error
             picture_format = format_of(Path(f"output{suffix}") if target == STREAM else target)
-            with loading:
-                if not codecs:
-                    codecs.append(load_codec(model, device))
-            return _decode_file(codecs[0], data, target, picture_format, stages, region, partial, max_pixels, force)
+            codec = codecs.of(file)
+            return _decode_file(codec, data, target, picture_format, stages, region, partial, max_pixels, force)
 
         return work
 

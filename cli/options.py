@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +17,7 @@ from mcodec.errors import CodecError, is_lack_of_memory
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
+    from mcodec.container import Container
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,6 +140,25 @@ def check_device(device: str) -> None:
         use_triton(torch.device("cuda" if found and device != "cpu" else "cpu"))
     except (ValueError, ImportError) as error:
         raise CodecError(str(error)) from error
+
+
+class Codecs:
+    """Codecs for .mci files, each loaded once: of the weights that `model` names, else of those that the file does."""
+
+    def __init__(self, model: str | None, device: str) -> None:
+        self._model, self._device = model, device
+        self._loaded: dict[str | None, Codec] = {}
+        self._lock = Lock()
+
+    def of(self, file: Container) -> Codec:
+        """Safe to call from several threads."""
+        from mcodec import weights
+
+        with self._lock:
+            name = self._model or weights.named_by(file)
+            if name not in self._loaded:
+                self._loaded[name] = load_codec(name, self._device)
+            return self._loaded[name]
 
 
 def load_codec(model: str | None, device: str) -> Codec:

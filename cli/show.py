@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mcodec.cli.many import named
-from mcodec.cli.options import FILE, check_device, load_codec, max_pixels_option, model_option, read
+from mcodec.cli.options import FILE, Codecs, check_device, max_pixels_option, model_option, read
 from mcodec.errors import CodecError
 
 INFO_EXAMPLES = """\b
@@ -60,13 +60,13 @@ def _to_json(value: Any) -> str:
 @model_option
 def info(source: Path, as_json: bool, stages: bool, max_pixels: int, model: str | None) -> None:
     """Print every header field of a .mci file; with --stages the bytes of each stage, coarse to fine."""
-    from mcodec.container import describe
+    from mcodec.container import describe, unpack
 
     data = read(source)
     with _about(source):
-        fields = describe(data)
+        fields, file = describe(data), unpack(data)
     if stages and fields["stages"] is None:
-        codec = load_codec(model, "auto")
+        codec = Codecs(model, "auto").of(file)
         with _about(source):
             fields["stages"] = codec.stage_bytes(data, max_pixels)
     if as_json:

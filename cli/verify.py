@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mcodec.cli import many
 from mcodec.cli.options import (
     FILE,
+    Codecs,
     check_device,
     device_option,
-    load_codec,
     max_pixels_option,
     model_option,
     read,
     reason,
 )
 from mcodec.errors import CodecError
-
-if TYPE_CHECKING:
-    from mcodec.api import Codec
 
 VERIFY_EXAMPLES = """\b
 Examples:
@@ -47,18 +43,11 @@ def verify(
     One line per file; exit status 1 if any is not whole. Of the installed weights, those that a file names are used.
     """
     check_device(device)
-    loaded: dict[str | None, Codec] = {}
-
-    def codec(fingerprint: str) -> Codec:
-        name = model or _released(fingerprint)
-        if name not in loaded:
-            loaded[name] = load_codec(name, device)
-        return loaded[name]
-
+    codecs = Codecs(model, device)
     failed = False
     for path in _files(paths, recursive):
         try:
-            report = "ok, " + _check(path, deep, max_pixels, codec)
+            report = "ok, " + _check(path, deep, max_pixels, codecs)
         except Exception as error:
             if (text := reason(error)) is None:
                 raise
@@ -76,24 +65,16 @@ def _files(paths: tuple[Path, ...], recursive: bool) -> Iterator[Path]:
         yield from found or [path]
 
 
-def _check(path: Path, deep: bool, max_pixels: int, codec: Callable[[str], Codec]) -> str:
+def _check(path: Path, deep: bool, max_pixels: int, codecs: Codecs) -> str:
     """What was found of a file that is whole; raises what is wrong with it."""
-    from mcodec.container import describe
+    from mcodec.container import unpack
 
     if path.is_dir():
         raise CodecError("there is no .mci file in it")
     data = read(path)
-    fields = describe(data, max_pixels=max_pixels)
-    weights = codec(fields["fingerprint"])
-    codes = weights.decode_with_codes(data, max_pixels)[1] if deep else weights.codes(data, max_pixels)
+    file = unpack(data, max_pixels=max_pixels)
+    codec = codecs.of(file)
+    codes = codec.decode_with_codes(data, max_pixels)[1] if deep else codec.codes(data, max_pixels)
     symbols = sum(stage.numel() for stage in codes)
-    report = f"{fields['width']} x {fields['height']}, {len(data):,} bytes, {symbols:,} codes"
+    report = f"{file.header.width} x {file.header.height}, {len(data):,} bytes, {symbols:,} codes"
     return report + ", pixels" if deep else report
-
-
-def _released(fingerprint: str) -> str | None:
-    """Name of the installed weights with this fingerprint; None, the default, where there are none."""
-    from mcodec import weights
-
-    names = (Path(c["file"]).stem for c in weights.list_models() if c["sha256"].startswith(fingerprint))
-    return next(names, None)

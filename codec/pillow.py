@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 from PIL import Image, ImageFile
 
-from mcodec import container
+from mcodec import container, weights
 from mcodec.container import TAG_ALPHA, Kind
 from mcodec.errors import CodecError, NotAnMciFile
 from mcodec.image.metadata import of_image
@@ -59,7 +59,8 @@ class MciImageFile(ImageFile.ImageFile):
         """Decode; OSError as from other plugins where the file needs other weights."""
         if self._data:
             try:  # Image.open has compared the size with Image.MAX_IMAGE_PIXELS
-                image = default_codec(**_choice).decode(self._data, max_pixels=None)
+                model = _choice["model"] or weights.named_by(container.unpack(self._data))
+                image = default_codec(model, _choice["device"]).decode(self._data, max_pixels=None)
             except CodecError as error:
                 raise OSError(str(error)) from error
             self.im, self._data = image.im, b""

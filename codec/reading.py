@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from mcodec import container, weights
 from mcodec.container import MAX_DECODED_PIXELS
 from mcodec.files import read_bytes
 
@@ -40,7 +41,9 @@ def read(
     """The picture of a .mci file; source: a path, or a URL that fsspec opens (https://, s3://, memory://, ...).
 
     Fits where torchvision takes a loader: `ImageFolder(root, loader=mcodec.read, extensions=(".mci",))`. stages,
-    region and max_pixels as in `Codec.decode`; the codec is loaded once per process. device: "auto" is the CPU in the
-    workers of a data loader.
+    region and max_pixels as in `Codec.decode`. model: where none is named, of the installed weights those that the file
+    names; they are loaded once per process. device: "auto" is the CPU in the workers of a data loader.
     """
-    return default_codec(model, device).decode(read_bytes(source), stages, region, max_pixels=max_pixels)
+    data = read_bytes(source)
+    model = model or weights.named_by(container.unpack(data, max_pixels=max_pixels))
+    return default_codec(model, device).decode(data, stages, region, max_pixels=max_pixels)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcodec.container import FINGERPRINT_BYTES
+from mcodec.container import FINGERPRINT_BYTES, Container
 from mcodec.errors import ModelError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Loaded when no model is named.
 DEFAULT = "cascade"
+#: The environment variable for more folders of weights, separated as those of PATH: of former releases, one's own.
+MORE = "MCODEC_WEIGHTS"
 
 
 def folder() -> Path:
@@ -29,17 +32,30 @@ def folder() -> Path:
     return Path(next(iter(checkpoints.__path__)))
 
 
+def installed() -> list[Path]:
+    """The weights files of the package, then those of the folders that MORE names."""
+    places = [folder(), *map(Path, filter(None, os.environ.get(MORE, "").split(os.pathsep)))]
+    return [path for place in places for path in sorted(place.glob("*.safetensors"))]
+
+
 def find(model: str | Path | None = None) -> Path:
-    """The weights file of a released name or a path; ModelError names what is there."""
+    """The weights file of an installed name or a path; ModelError names what is there."""
     name = str(model) if model is not None else DEFAULT
-    path = folder() / f"{name}.safetensors"
-    if path.is_file():
-        return path
+    there = installed()
+    for path in there:
+        if path.stem == name:
+            return path
     path = Path(name)
     if path.suffix == ".safetensors" and path.is_file():
         return path
-    known = ", ".join(sorted(p.stem for p in folder().glob("*.safetensors"))) or "none"
-    raise ModelError(f"no weights {name!r}; released: {known}; or give the path of a .safetensors file")
+    known = ", ".join(path.stem for path in there) or "none"
+    raise ModelError(f"no weights {name!r}; installed: {known}; or give the path of a .safetensors file")
+
+
+def named_by(file: Container) -> str | None:
+    """Path of the installed weights that a .mci file names; None, which is the default, where they are not there."""
+    wanted = file.header.fingerprint.hex()
+    return next((str(path) for path in installed() if str(read_card(path).get("sha256")).startswith(wanted)), None)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -55,11 +71,9 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def list_models() -> list[dict[str, Any]]:
-    """Cards of the released weights, each with `file`; reads no weights."""
-    return [
-        {"file": path.name, "default": path.stem == DEFAULT, **read_card(path)}
-        for path in sorted(folder().glob("*.safetensors"))
-    ]
+    """Cards of the installed weights, each with `file`; reads no weights."""
+    default = folder() / f"{DEFAULT}.safetensors"
+    return [{"file": path.name, "default": path == default, **read_card(path)} for path in installed()]
 
 
 def save(model: Cascade, path: Path, card: dict[str, Any]) -> dict[str, Any]:

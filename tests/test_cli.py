@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -410,6 +411,34 @@ def test_interrupt(
     status, _, err = run(capsys, "encode", picture)
     assert status == 130 and "interrupted" in err
     assert not picture.with_suffix(".mci").exists()
+
+
+# ---- weights ----
+
+
+def test_files_decode_with_the_weights_that_they_name(
+    picture: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that are installed, and of a folder of former ones; others are asked for."""
+    import mcodec
+    import mcodec.pillow
+    from mcodec import weights
+
+    coded, decoded = picture.with_suffix(".mci"), picture.with_name("decoded.png")
+    assert run(capsys, "encode", picture, "--model", model)[0] == 0
+    assert "but" in fails(capsys, "decode", coded, decoded)
+    with pytest.raises(mcodec.WrongModel):
+        mcodec.read(coded)
+    monkeypatch.setenv("MCODEC_WEIGHTS", f"{picture.parent / 'none'}{os.pathsep}{model.parent}")
+    assert weights.find().stem == weights.DEFAULT and weights.find("tiny") == model
+    assert [card["default"] for card in weights.list_models()] == [True, False]
+    assert run(capsys, "decode", coded, decoded)[0] == 0
+    assert "ok, " in run(capsys, "verify", coded)[1]
+    assert json.loads(run(capsys, "info", coded, "--stages", "--json")[1])["stages"]
+    pixels = np.asarray(Image.open(decoded))
+    with Image.open(coded) as image:
+        assert np.array_equal(mcodec.read(coded), pixels) and np.array_equal(image, pixels)
+    assert "but" in fails(capsys, "decode", coded, decoded, "--force", "--model", weights.DEFAULT)
 
 
 # ---- training ----

@@ -33,7 +33,7 @@ def plugin(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The plugin and `mcodec.read` with the tiny model."""
     import mcodec.pillow
 
-    monkeypatch.setattr(mcodec.pillow, "default_codec", lambda **_: tiny)
+    monkeypatch.setattr(mcodec.pillow, "default_codec", lambda *_, **__: tiny)
     monkeypatch.setattr(reading, "default_codec", lambda *_: tiny)
     yield
 

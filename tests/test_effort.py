@@ -179,7 +179,7 @@ def test_pillow_takes_an_effort(picture: Make, monkeypatch: pytest.MonkeyPatch) 
     import mcodec.pillow as plugin
 
     codec = Codec(lively(TINY), b"tinytiny")
-    monkeypatch.setattr(plugin, "default_codec", lambda **_: codec)
+    monkeypatch.setattr(plugin, "default_codec", lambda *_, **__: codec)
     image, file = Image.fromarray(picture(40, 50)), io.BytesIO()
     image.save(file, "MCI", quality=70, effort=3)
     assert file.getvalue() == codec.encode(image, 70, effort=3)

@@ -33,8 +33,8 @@ WIDTH, HEIGHT = 72, 56
 @pytest.fixture(autouse=True)
 def _small(plain: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with a small model."""
-    monkeypatch.setattr("mcodec.cli.coding.load_codec", lambda *_: plain)
-    monkeypatch.setattr("mcodec.cli.show.load_codec", lambda *_: plain)
+    for module in ("coding", "options"):
+        monkeypatch.setattr(f"mcodec.cli.{module}.load_codec", lambda *_: plain)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the command raises it
     Image.init()
     monkeypatch.delitem(Image.EXTENSION, ".mci", raising=False)  # of a plugin that another test has registered

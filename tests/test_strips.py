@@ -301,7 +301,8 @@ def test_memory_of_the_command(
     """A picture twice as high takes little more to encode and to decode: nothing holds it."""
     monkeypatch.setattr(plain, "tile", 64)
     monkeypatch.setattr(plain, "tile_workers", 1)
-    monkeypatch.setattr("mcodec.cli.coding.load_codec", lambda *_: plain)
+    for module in ("coding", "options"):
+        monkeypatch.setattr(f"mcodec.cli.{module}.load_codec", lambda *_: plain)
     monkeypatch.setattr("mcodec.image.writing.TILE", 64)
     monkeypatch.setattr("mcodec.container.TILE", 64)  # no tiles share a pass
     source, coded, copy = (tmp_path / name for name in ("a.ppm", "a.mci", "copy.ppm"))
