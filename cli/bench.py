@@ -75,7 +75,7 @@ Examples:
 """
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-threads_option = click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+threads_option = click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
 anchors_option = click.option(
     "--anchors", metavar="FILE|kodak", help="Published curves to show beside; kodak is a file that ships."
 )
@@ -166,7 +166,7 @@ def _write(folder: Path, published: list[Published], summary: Path | None) -> No
 @click.option("--codecs", "names", metavar="NAME[:WEIGHTS],...", help="See `mcodec bench codecs`.")
 @click.option("--qualities", multiple=True, metavar="[CODEC=]Q,...", help="In order of rising rate; repeatable.")
 @click.option("--metrics", default="psnr,ms-ssim", show_default=True, help="Also: lpips, ssimulacra2.")
-@click.option("--limit", type=click.IntRange(1), help="The first so many pictures only.")
+@click.option("--limit", type=click.IntRange(1), help="Use the first N pictures only.")
 @click.option("--crops", type=click.IntRange(0), default=3, show_default=True, help="Pictures in the viewer.")
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Peak memory, in processes of their own.")
 @device_option
@@ -362,7 +362,7 @@ def sheet(images: tuple[Path, ...], bpp: float, names: str, out: Path, device: s
 @click.option("--images", type=FOLDER, required=True, help="Folder of pictures (not its subfolders).")
 @click.option("--efforts", default="1,3,5,7,9", show_default=True, metavar="N,...", help="Against the first of them.")
 @click.option("--qualities", metavar="Q,...", default="10,30,50,70,90", show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="The first so many pictures only.")
+@click.option("--limit", type=click.IntRange(1), help="Use the first N pictures only.")
 @model_option
 @device_option
 @threads_option

@@ -60,7 +60,8 @@ def model_option(function: F) -> F:
 def device_option(function: F) -> F:
     """``--device``."""
     choice = click.Choice(["auto", "cpu", "cuda"])
-    return click.option("--device", type=choice, default="auto", show_default=True)(function)
+    text = "Where the networks run; auto takes a CUDA GPU if there is one."
+    return click.option("--device", type=choice, default="auto", show_default=True, help=text)(function)
 
 
 def force_option(function: F) -> F:
@@ -76,7 +77,7 @@ def max_pixels_option(function: F) -> F:
         default=MAX_DECODED_PIXELS,
         show_default=True,
         metavar="N",
-        help="Do not decode a file that claims more pixels: a tiny one may.",
+        help="Refuse files that claim more pixels than this: a tiny file may claim a huge picture.",
     )(function)
 
 

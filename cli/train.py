@@ -16,7 +16,7 @@ TRAIN_EXAMPLES = """\b
 Examples:
   mcodec train --data photos/ --validation held-out/ --out runs/mine
   mcodec train --preset cascade-small --data shard-000.tar --minutes 2
-  mcodec train --init cascade --data my-photos/ --out runs/tuned
+  mcodec train --init cascade --steps 0,1500,0 --data my-photos/ --out runs/tuned
   mcodec train --out runs/mine --resume
   torchrun --nproc-per-node 4 -m mcodec.cli train --config run.json
 """
@@ -46,7 +46,7 @@ def _steps(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.command(epilog=TRAIN_EXAMPLES)
 @click.option("--config", type=FILE, metavar="FILE", help="Run configuration (JSON); options override it.")
 @click.option("--preset", metavar="NAME", help="Model: cascade, cascade-small, cascade-large, cascade-ms-ssim or umgm.")
-@click.option("--init", metavar="NAME", help="Released weights to start from, a name or a .safetensors file.")
+@click.option("--init", metavar="NAME", help="Weights to start from, a name or a file; give --steps 0,N,N with it.")
 @click.option("--data", multiple=True, metavar="PATH", help="Tar shard, folder or picture; repeatable.")
 @click.option("--validation", multiple=True, metavar="PATH", help="Held-out pictures; repeatable.")
 @click.option("--out", metavar="DIR", help="Folder of the run. [default: runs/PRESET]")
@@ -55,7 +55,7 @@ def _steps(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @device_option
 @click.option("--batch", type=click.IntRange(1), help="Crops per step and process.")
-@click.option("--seed", type=int)
+@click.option("--seed", type=int, help="Seed of the random numbers.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the run's folder.")
 def train(
     config: Path | None,

@@ -312,7 +312,7 @@ class Codec:
         if file.header.fingerprint != self.fingerprint:
             raise WrongModel(
                 f"the file was made by weights {file.header.fingerprint.hex()}, "
-                f"but {self.fingerprint.hex()} are loaded"
+                f"but {self.fingerprint.hex()} are loaded; load (--model) takes others"
             )
         if file.header.tiles > 1 and file.header.tile % self.model.config.multiple:
             raise CorruptStream(f"tiles of {file.header.tile} pixels cannot be those of the weights")

@@ -38,7 +38,7 @@ def lively(config: ModelConfig, seed: int = 0) -> Cascade:
                 parameter.mul_(4)
     return model
 
-#: The seed's method at the same size: static prior, Gumbel-softmax, no rate term.
+#: The published method at the same size: static prior, Gumbel-softmax, no rate term.
 TINY_UMGM = ModelConfig(
     name="tiny-umgm",
     stages=(

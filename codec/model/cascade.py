@@ -263,7 +263,7 @@ class Cascade(nn.Module):
         """One training or validation pass.
 
         x `[B, 3, H, W]` in -0.5..0.5, level `[B]`; mode "noise" (uniform-noise relaxation of the rate, rounded
-        latents for the decoder), "hard" (rate-aware codes) or "gumbel" (the seed's quantizer). `assign` gives the
+        latents for the decoder), "hard" (rate-aware codes) or "gumbel" (the quantizer of `umgm`). `assign` gives the
         hard codes in place of the float law below, as an entropy coder's backend does in a fraction of the time; beta
         is the weight of distortion in that law.
         """

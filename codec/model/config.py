@@ -62,8 +62,8 @@ class ModelConfig:
     block: str = "separable"  # kind of the residual blocks; see mcodec.model.layers.BODIES
     context_channels: int = 96
     context_blocks: int = 2
-    prior: str = "mixture"  # "mixture": conditional, "static": one histogram per sub-codebook (the seed)
-    assignment: str = "entropy"  # "entropy": rate-aware nearest codeword, "gumbel": Gumbel-softmax (the seed)
+    prior: str = "mixture"  # "mixture": conditional, "static": one histogram per sub-codebook (`umgm`)
+    assignment: str = "entropy"  # "entropy": rate-aware nearest codeword, "gumbel": Gumbel-softmax (`umgm`)
     start: str = "dct"  # "dct": linear paths start as a block-DCT pyramid, "random"
     lapped: bool = False  # a learned filter across the borders of 8x8 blocks, before analysis and after synthesis
     # what bodies add is multiplied by a learned function of quality that starts as lambda^-response; 0: by nothing

@@ -5,7 +5,7 @@ the codewords mu_k and their mixture weights pi_k
 
     p(k | g, i) = softmax_k( ln pi_k - sum_j a(i_j) (mu_kj - g_j)^2 )
 
-(Zhu et al., CVPR 2022: the codewords are the means of one Gaussian mixture; DESIGN: evaluated at its own means).
+(Zhu et al., CVPR 2022: the codewords are the means of one Gaussian mixture; here it is evaluated at its own means).
 Streams use the integer form of this law (docs/ENTROPY.md); training uses the float form below. While latents are
 relaxed by uniform noise, the likelihood is the Gaussian integrated over one quantization step instead (Balle et
 al., ICLR 2018), and a(i) is chosen so that both agree on the odds of a neighbouring step at g = 0.

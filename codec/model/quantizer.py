@@ -19,7 +19,7 @@ LOGIT_UNIT = 64 / math.log(2)
 def lattice(stage: StageConfig) -> tuple[Tensor, float]:
     """Codewords of the truncated square lattice, nearest to the origin first, and its radius.
 
-    Returns `[K, d]` and the largest coordinate. It starts at parity with rounding (DESIGN, section 3).
+    Returns `[K, d]` and the largest coordinate. Choosing among them by distance is rounding.
     """
     side = round(stage.codewords ** (1 / stage.dim))
     if side**stage.dim != stage.codewords or side % 2 == 0:
@@ -113,7 +113,7 @@ class Codebooks(nn.Module):
         return v.square().sum(3, keepdim=True) - 2 * cross + square
 
     def gumbel(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Hard Gumbel-softmax sample with straight-through gradient: (value, codes). The seed's quantizer."""
+        """Hard Gumbel-softmax sample with straight-through gradient: (value, codes). The quantizer of `umgm`."""
         height, width = latents.shape[-2:]
         logits = -self.distances(latents) / math.sqrt(self.codewords.shape[1])
         logits = logits * self.temperature.clamp(min=1e-3)[:, None, None]
