@@ -143,9 +143,9 @@ def encode(
 ) -> int:
     """Encode the picture IN into a .mci file (default: IN with the suffix .mci).
 
-    Prints bytes, bits per pixel and seconds (loading the weights is not counted). The name - stands for standard input or
-    output. A folder, several files or a pattern go into the folder OUT; files that are there already are skipped, unless
-    --force is given.
+    Prints bytes, bits per pixel and seconds (loading the weights is not counted). The name - stands for standard input
+    or output. A folder, several files or a pattern go into the folder OUT; files that are there already are skipped,
+    unless --force is given.
     """
     targets = {"bytes": target_bytes, "bpp": target_bpp, "psnr": target_psnr, "ms-ssim": target_ms_ssim}
     wanted = {name: value for name, value in targets.items() if value is not None}
@@ -258,9 +258,9 @@ def decode(
 ) -> int:
     """Decode a .mci file into a picture (default: IN with the suffix .png).
 
-    The suffix of OUT chooses the picture format: .png, .jpg, .webp or another that Pillow writes. The name - stands for
-    standard input or output. A folder, several files or a pattern go into the folder OUT; files that are there already are
-    skipped, unless --force is given. Of the installed weights, those that a file names are used.
+    The suffix of OUT chooses the picture format: .png, .jpg, .webp or another that Pillow writes. The name - stands
+    for standard input or output. A folder, several files or a pattern go into the folder OUT; files that are there
+    already are skipped, unless --force is given. Of the installed weights, those that a file names are used.
     """
 
     def prepare() -> many.Work:

@@ -55,7 +55,7 @@ def _to_json(value: Any) -> str:
 @click.command(epilog=INFO_EXAMPLES)
 @click.argument("source", metavar="FILE", type=FILE)
 @json_option
-@click.option("--stages", is_flag=True, help="List the bytes of each stage; for a picture of one tile this loads the weights.")
+@click.option("--stages", is_flag=True, help="List the bytes of each stage; of a single tile this loads the weights.")
 @max_pixels_option
 @model_option
 def info(source: Path, as_json: bool, stages: bool, max_pixels: int, model: str | None) -> None:
