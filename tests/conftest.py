@@ -86,6 +86,13 @@ def tiny() -> Codec:
     return Codec(lively(TINY), b"tinytiny")
 
 
+@pytest.fixture
+def tiled(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> Codec:
+    """That codec with tiles of 64 x 64."""
+    monkeypatch.setattr(tiny, "tile", 64)
+    return tiny
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random model as a file of weights."""

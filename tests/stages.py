@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mcodec.api import Codec
 from mcodec.entropy import Encoder, PriorTables, frequency_rows, rans
 
 Context = tuple[NDArray[np.int16] | None, NDArray[np.uint8] | None]
@@ -132,6 +134,14 @@ def check_assigned(
     return better
 
 
-def ideal_bits(encoder: Encoder) -> float:
-    """Sum of -log2 of the frequencies of all symbols that an encoder was given."""
-    return float(sum((16 - np.log2(freq, dtype=np.float64)).sum() for _, freq in encoder._parts))
+def ideal_bits(codec: Codec, picture: NDArray[np.uint8], quality: float) -> tuple[bytes, float]:
+    """The file of a picture of one tile, and the sum of -log2 of the frequencies of all its symbols."""
+    bits: list[float] = []
+    finish = Encoder.finish
+
+    def spy(self: Encoder) -> bytes:
+        bits.append(float(sum((16 - np.log2(freq, dtype=np.float64)).sum() for _, freq in self._parts)))
+        return finish(self)
+
+    with mock.patch.object(Encoder, "finish", spy):
+        return codec.encode(picture, quality), bits[0]

@@ -17,7 +17,6 @@ from mcodec.bench.sheet import GAP, LABEL
 from mcodec.cli import main as entry
 
 QUICK = ("--no-memory", "--crops", "0", "--threads", "1", "--metrics", "psnr,ms-ssim")
-COMMANDS = ("rd", "report", "check", "anchors", "speed", "sheet", "readme", "codecs")
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +32,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
     status = entry.run(["bench", *map(str, arguments)])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, command, "--help")
-    assert status == 0 and "Examples:" in out and f"  mcodec bench {command}" in out
 
 
 def test_odd_pictures_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from mcodec import container
@@ -21,8 +22,6 @@ from mcodec.cli import main as entry
 from mcodec.cli import many
 from mcodec.cli.options import reason
 from mcodec.image import Raster
-
-COMMANDS = ("encode", "decode", "info", "verify", "models", "train", "export", "experiment", "bench")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -40,29 +39,42 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path, status: in
     return err.removeprefix("mcodec: error: ")
 
 
+def smooth() -> NDArray[np.uint8]:
+    """Smooth colour and an edge."""
+    y, x = np.mgrid[:50, :70]
+    return np.stack([3 * x, 4 * y, 200 * (x > y)], -1).astype(np.uint8)
+
+
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    """A small picture with smooth colour and an edge."""
-    y, x = np.mgrid[:50, :70]
-    array = np.stack([3 * x, 4 * y, 200 * (x > y)], -1).astype(np.uint8)
+    """A small picture."""
     path = tmp_path / "in.png"
-    Image.fromarray(array).save(path)
+    Image.fromarray(smooth()).save(path)
     return path
 
 
+@pytest.fixture(scope="module")
+def released() -> bytes:
+    """The picture as a .mci file, made once: to load the released weights takes longer than most tests."""
+    import mcodec
+
+    return mcodec.load().encode(smooth())
+
+
 @pytest.fixture
-def coded(picture: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """The picture as a .mci file."""
-    assert run(capsys, "encode", picture)[0] == 0
-    return picture.with_suffix(".mci")
+def coded(picture: Path, released: bytes) -> Path:
+    """The picture as a .mci file beside it."""
+    path = picture.with_suffix(".mci")
+    path.write_bytes(released)
+    return path
 
 
 # ---- help ----
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*entry.cli.commands, *(f"bench {name}" for name in entry.bench.commands)])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, command, "--help")
+    status, out, _ = run(capsys, *command.split(), "--help")
     assert status == 0
     assert "Examples:" in out and f"  mcodec {command}" in out
 
@@ -95,7 +107,7 @@ def test_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys)
     assert status == 0
-    assert all(f"\n  {command} " in out for command in COMMANDS)
+    assert all(f"\n  {command} " in out for command in entry.cli.commands)
 
 
 def test_help_and_info_do_not_import_torch(tmp_path: Path) -> None:

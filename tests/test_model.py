@@ -14,7 +14,6 @@ from mcodec import weights
 from mcodec.errors import ModelError
 from mcodec.kernels import context_layer
 from mcodec.kernels.float_prior import mixture_logits
-from mcodec.kernels.pvq_assign import pvq_assign
 from mcodec.model import PRESETS, Cascade, ModelConfig, StageConfig, dct, level_of, quality_of
 from mcodec.model.context import IntegerLayer
 from mcodec.model.layers import Lapped, Response
@@ -127,20 +126,6 @@ def test_context_layers_are_exact_in_every_type(dtype: torch.dtype) -> None:
         assert torch.equal(got.long(), exact_depth)
 
 
-def test_depthwise_against_python_integers() -> None:
-    x = torch.tensor([[[[1, -2, 3], [4, 5, -6]]]])
-    w = torch.tensor([[[1, 2, 3], [-4, 5, 6], [7, 8, -9]]])
-    got = context_layer.depthwise(x, w, torch.tensor([10]), 2, -100, 100)
-    for i in range(2):
-        for j in range(3):
-            acc = 10
-            for di in (-1, 0, 1):
-                for dj in (-1, 0, 1):
-                    if 0 <= i + di < 2 and 0 <= j + dj < 3:
-                        acc += int(w[0, di + 1, dj + 1]) * int(x[0, 0, i + di, j + dj])
-            assert int(got[0, 0, i, j]) == (acc + 2) >> 2
-
-
 def test_training_forward_has_the_integers_of_inference() -> None:
     """Fake quantization: with gradients enabled the layer returns what it returns without."""
     torch.manual_seed(3)
@@ -215,16 +200,6 @@ def test_mixture_logits_against_the_definition() -> None:
         # the expanded square leaves out what does not depend on k
         rest = (nats[b, m, :, p] * (g[b, m, :, p] / 16) ** 2).sum()
         assert float(got[b, m, p, k]) == pytest.approx(float(weights[m, k] - square.sum() + rest), abs=2e-3)
-
-
-@pytest.mark.parametrize("chunk", [1, 1 << 24])
-def test_assignment_against_brute_force(chunk: int) -> None:
-    torch.manual_seed(0)
-    v, mu, logits = torch.randn(2, 3, 2, 11), torch.randn(3, 13, 2), torch.randn(2, 3, 11, 13)
-    distance = (v.transpose(2, 3)[:, :, :, None] - mu[None, :, None]).square().sum(4)
-    assert torch.equal(pvq_assign(v, mu, 2.0, logits, chunk), (2.0 * distance - logits).argmin(3))
-    assert torch.equal(pvq_assign(v, mu, 1.0, None, chunk), distance.argmin(3))
-    assert pvq_assign(v[..., :0], mu, 1.0).shape == (2, 3, 0)
 
 
 def test_quality_levels() -> None:

@@ -246,13 +246,6 @@ def test_metadata_of_tiff(tmp_path: Path) -> None:
 # ---- decoding ----
 
 
-@pytest.fixture
-def tiled(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> Codec:
-    """The tiny codec with tiles of 64 x 64."""
-    monkeypatch.setattr(tiny, "tile", 64)
-    return tiny
-
-
 @pytest.mark.parametrize("stages", [None, 2])
 def test_decoding_in_bands(
     tiled: Codec, picture: Make, stages: int | None, monkeypatch: pytest.MonkeyPatch
