@@ -106,3 +106,10 @@ def tile_rows(width: int, compiled: int = 1024, slow: int = 1 << 16) -> int:
     In the interpreter, whose time goes by operation rather than by element, `slow` elements.
     """
     return max(1, (slow if interpreted() else compiled) // width)
+
+
+def symbol_tiles(positions: int, size: int) -> tuple[int, dict[str, int]]:
+    """Programs over the positions of a group of symbols, and the tile of each: codewords, of `size`, piece by piece."""
+    columns = min(2048 if interpreted() else 128, triton.next_power_of_2(size))
+    rows = min(64 if interpreted() else 16, triton.next_power_of_2(max(positions, 1)))
+    return -(-positions // rows), {"ROWS": rows, "COLUMNS": columns, "num_warps": 4}

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from mcodec.kernels.backend import interpreted, jit, launch, tl, triton, use_triton
+from mcodec.kernels.backend import jit, launch, symbol_tiles, tl, triton, use_triton
 
 #: Probability below which the integrated Gaussian is replaced by a bound that keeps a gradient.
 LEAST_MASS = 1e-6
@@ -220,13 +220,6 @@ def _noisy_bits_backward_kernel(  # type: ignore[no-untyped-def]
     tl.store(of_sigma + n, g * by_sigma, mask=n < N)
 
 
-def _tiles(positions: int, size: int) -> tuple[int, dict[str, int]]:
-    """Programs over the positions, and the tile of each."""
-    columns = min(2048 if interpreted() else 128, triton.next_power_of_2(size))
-    rows = min(64 if interpreted() else 16, triton.next_power_of_2(max(positions, 1)))
-    return -(-positions // rows), {"ROWS": rows, "COLUMNS": columns, "num_warps": 4}
-
-
 def _parts(codewords: Tensor, *values: Tensor) -> list[Tensor]:
     """Arguments as the kernels take them: codewords by component, everything float32."""
     points = codewords.detach().float().transpose(1, 2).contiguous()
@@ -241,7 +234,7 @@ class _MixtureNats(torch.autograd.Function):
         batch, groups, dimension, positions = mean.shape
         parts, codes = _parts(codewords, log_weights, mean, precision), codes.contiguous()
         nats, totals = (torch.empty(codes.shape, dtype=torch.float32, device=mean.device) for _ in range(2))
-        blocks, meta = _tiles(positions, codewords.shape[1])
+        blocks, meta = symbol_tiles(positions, codewords.shape[1])
         launch(
             _nats_kernel, (blocks, groups, batch), *parts, codes, nats, totals, groups, positions,
             K=codewords.shape[1], D=dimension, **meta,
@@ -255,7 +248,7 @@ class _MixtureNats(torch.autograd.Function):
         batch, groups, dimension, positions = mean.shape
         of_mean, of_precision = torch.empty_like(mean), torch.empty_like(precision)
         of_weights = torch.zeros_like(log_weights)
-        blocks, meta = _tiles(positions, log_weights.shape[1])
+        blocks, meta = symbol_tiles(positions, log_weights.shape[1])
         launch(
             _nats_backward_kernel, (blocks, groups, batch), grad.float().contiguous(), points, log_weights, mean,
             precision, codes, totals, of_mean, of_precision, of_weights, groups, positions, K=log_weights.shape[1],
@@ -317,7 +310,7 @@ def likeliest(codewords: Tensor, log_weights: Tensor, mean: Tensor, precision: T
         return likeliest_reference(codewords, log_weights, mean, precision)
     batch, groups, dimension, positions = mean.shape
     codes = torch.empty((batch, groups, positions), dtype=torch.int64, device=mean.device)
-    blocks, meta = _tiles(positions, codewords.shape[1])
+    blocks, meta = symbol_tiles(positions, codewords.shape[1])
     launch(
         _likeliest_kernel, (blocks, groups, batch), *_parts(codewords, log_weights, mean, precision), codes, groups,
         positions, K=codewords.shape[1], D=dimension, **meta,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcodec.kernels.backend import interpreted, jit, launch, tl, triton, use_triton
+from mcodec.kernels.backend import jit, launch, symbol_tiles, tl, use_triton
 from mcodec.kernels.mixture_frequencies import MixtureTables, components_last, logits_of, skipped, tile_logits
 
 #: Nats per unit of the integer logits.
@@ -25,12 +25,7 @@ class Prior:
 
 
 def pvq_assign_reference(
-    latents: Tensor,
-    codewords: Tensor,
-    beta: float,
-    logits: Tensor | None = None,
-    chunk: int = 1 << 24,
-    prior: Prior | None = None,
+    latents: Tensor, codewords: Tensor, beta: float, prior: Prior | None = None, chunk: int = 1 << 24
 ) -> Tensor:
     """`pvq_assign` in torch. At most about `chunk` distances are held at a time."""
     b, m, _, p = latents.shape
@@ -44,8 +39,6 @@ def pvq_assign_reference(
         v = latents[..., here].transpose(2, 3)  # [B, M, p, d]
         with torch.autocast(v.device.type, enabled=False):  # distances in bfloat16 would choose at random
             cost = beta * (square - 2 * torch.matmul(v.float(), codewords.float().transpose(1, 2)))
-        if logits is not None:
-            cost = cost - logits[:, :, here]
         if prior is not None:
             context = components_last(prior.offset[..., here]), components_last(prior.scale[..., here])
             logit = logits_of(prior.tables, group, *context)
@@ -59,8 +52,8 @@ def pvq_assign_reference(
 
 @jit
 def _costs(  # type: ignore[no-untyped-def]
-    latents, points, beta, nats, logits, codewords, log_weights, precision, limit, offset, scale, cell, component,
-    group, valid, k, P, K: tl.constexpr, D: tl.constexpr, RATE: tl.constexpr, PRIOR: tl.constexpr,
+    latents, points, beta, nats, codewords, log_weights, precision, limit, offset, scale, component, group, valid, k, P,
+    K: tl.constexpr, D: tl.constexpr, PRIOR: tl.constexpr,
 ):
     """Of codewords k `[1, N]` for symbols `[R]`: costs `[R, N]`, the prior's logits, and which are coded `[R]`."""
     inside = k < K
@@ -73,8 +66,6 @@ def _costs(  # type: ignore[no-untyped-def]
     value = beta * distance
     logit = k
     coded = valid
-    if RATE:
-        value -= tl.load(logits + cell[:, None] * K + k, mask=valid[:, None] & inside, other=0.0).to(tl.float32)
     if PRIOR:
         logit, coded = tile_logits(
             codewords, log_weights, precision, limit, offset, scale, component, group, valid, k, P, K, D, False
@@ -93,9 +84,8 @@ def _least(value, k, least, winner, K: tl.constexpr):  # type: ignore[no-untyped
 
 @jit
 def _assign_kernel(  # type: ignore[no-untyped-def]
-    latents, points, beta, nats, logits, codewords, log_weights, precision, limit, cutoff, offset, scale, codes, M, P,
-    K: tl.constexpr, D: tl.constexpr, RATE: tl.constexpr, PRIOR: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    latents, points, beta, nats, codewords, log_weights, precision, limit, cutoff, offset, scale, codes, M, P,
+    K: tl.constexpr, D: tl.constexpr, PRIOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     p = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     group = tl.program_id(1).to(tl.int64)
@@ -111,8 +101,8 @@ def _assign_kernel(  # type: ignore[no-untyped-def]
     for first in range(0, K, COLUMNS):
         k = first + tl.arange(0, COLUMNS)[None, :]
         value, logit, coded = _costs(
-            latents, points, beta, nats, logits, codewords, log_weights, precision, limit, offset, scale, cell,
-            component, group, valid, k, P, K, D, RATE, PRIOR,
+            latents, points, beta, nats, codewords, log_weights, precision, limit, offset, scale, component, group,
+            valid, k, P, K, D, PRIOR,
         )
         before = winner
         least, winner = _least(value, k, least, winner, K)
@@ -127,45 +117,33 @@ def _assign_kernel(  # type: ignore[no-untyped-def]
             for first in range(0, K, COLUMNS):
                 k = first + tl.arange(0, COLUMNS)[None, :]
                 value, logit, coded = _costs(
-                    latents, points, beta, nats, logits, codewords, log_weights, precision, limit, offset, scale, cell,
-                    component, group, valid, k, P, K, D, RATE, PRIOR,
+                    latents, points, beta, nats, codewords, log_weights, precision, limit, offset, scale, component,
+                    group, valid, k, P, K, D, PRIOR,
                 )
                 far = (largest[:, None] - logit >= cutoff) & (k > 1)
                 least, winner = _least(tl.where(far, float("inf"), value), k, least, winner, K)
     tl.store(codes + cell, tl.where(coded, winner, 0).to(tl.int64), mask=valid)
 
 
-def pvq_assign(
-    latents: Tensor,
-    codewords: Tensor,
-    beta: float,
-    logits: Tensor | None = None,
-    chunk: int = 1 << 24,
-    prior: Prior | None = None,
-) -> Tensor:
+def pvq_assign(latents: Tensor, codewords: Tensor, beta: float, prior: Prior | None = None) -> Tensor:
     """argmin_k beta * |v - mu_k|^2 - ln p_k for every sub-vector.
 
-    latents `[B, M, d, P]`, codewords `[M, K, d]`, beta in nats per squared step. ln p_k is up to a constant one of
-
-    - logits `[B, M, P, K]`, in nats (training has them for its gradient);
-    - the integer logits of `prior`, evaluated where they are used; a skipped symbol's code is 0, and codewords without
-      a frequency are not chosen;
-    - nothing: the nearest codeword.
+    latents `[B, M, d, P]`, codewords `[M, K, d]`, beta in nats per squared step. ln p_k is up to a constant that of the
+    integer logits of `prior`, evaluated where they are used: a skipped symbol's code is 0, and codewords without a
+    frequency are not chosen. Without a prior the nearest codeword is taken.
 
     Returns codes `[B, M, P]`, int64. Exact ties go to the lowest k; implementations may part where two costs are equal
-    but for the rounding of float32. The kernel holds a tile of distances, the reference at most about
-    `chunk`. Per symbol: 4 d + 8 bytes (4 K more with logits) and K (3 d + 3) float operations, with a prior K (6 d + 5)
-    integer ones more.
+    but for the rounding of float32. The kernel holds a tile of distances, the reference some millions. Per symbol:
+    4 d + 8 bytes and K (3 d + 3) float operations, with a prior K (6 d + 5) integer ones more.
     """
     if not use_triton(latents.device):
-        return pvq_assign_reference(latents, codewords, beta, logits, chunk, prior)
+        return pvq_assign_reference(latents, codewords, beta, prior)
     batch, groups, dimension, positions = latents.shape
     size = codewords.shape[1]
     codes = torch.empty((batch, groups, positions), dtype=torch.int64, device=latents.device)
     points = codewords.detach().float().transpose(1, 2).contiguous()
     unused = codes  # arguments that no branch reads
-    columns = min(2048 if interpreted() else 128, triton.next_power_of_2(size))
-    rows = min(64 if interpreted() else 16, triton.next_power_of_2(max(positions, 1)))
+    blocks, meta = symbol_tiles(positions, size)
     integers = (
         (*(unused,) * 4, 0, unused, unused)
         if prior is None
@@ -175,8 +153,7 @@ def pvq_assign(
         )
     )
     launch(
-        _assign_kernel, (-(-positions // rows), groups, batch), latents.detach().float().contiguous(), points,
-        float(beta), NATS, unused if logits is None else logits.contiguous(), *integers, codes, groups, positions,
-        K=size, D=dimension, RATE=logits is not None, PRIOR=prior is not None, ROWS=rows, COLUMNS=columns, num_warps=4,
+        _assign_kernel, (blocks, groups, batch), latents.detach().float().contiguous(), points, float(beta), NATS,
+        *integers, codes, groups, positions, K=size, D=dimension, PRIOR=prior is not None, **meta,
     )
     return codes
