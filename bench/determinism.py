@@ -28,7 +28,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from mcodec import container
+from mcodec import container, weights
 from mcodec.api import Codec, load
 from mcodec.entropy import PriorTables, rans
 from mcodec.kernels.context_layer import requantize
@@ -270,12 +270,8 @@ def _compare_logits(codec: Codec, index: int, pair: tuple[Tensor, Tensor], count
     for group in range(groups):
         for first in range(0, offset.shape[2], step):
             positions = np.arange(first, min(first + step, offset.shape[2]))
-            coder = rans.logits(*_arrays(tables), offset, indices, group, positions)
+            coder = rans.logits(*tables.arguments[:3], offset, indices, group, positions)
             count.add(coder, float64_logits(tables, offset, indices, group, positions))
-
-
-def _arrays(tables: PriorTables) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArray[np.int32]]:
-    return tables.codewords, tables.log_weights, tables.precision
 
 
 # ---- the command ----
@@ -312,8 +308,6 @@ def main(
     folder: Path | None, qualities: tuple[float, ...], limit: int | None, out: Path | None, model: str | None
 ) -> None:
     """Print the bounds of the weights; with --replay, run pictures through every form."""
-    from mcodec import weights
-
     torch.set_num_threads(1)
     codec = load(model, "cpu")
     rows = list(bounds(codec.model))

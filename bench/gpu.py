@@ -24,11 +24,13 @@ from torch import Tensor
 
 from mcodec.api import Codec, load
 from mcodec.bench import machine, metrics
+from mcodec.bench.pictures import rgb
 from mcodec.bench.protocol import Pixels
 from mcodec.bench.speed import percentiles, seconds_of_parts, sized
 from mcodec.entropy import backend, batch_encoder
 from mcodec.entropy.batch import ArrayEncoder
 from mcodec.files import append_rows
+from mcodec.image import read_image
 
 WIDTH, HEIGHT = 1920, 1080
 BATCHES = (1, 4, 16)
@@ -47,9 +49,6 @@ class Mismatch(Exception):
 def picture(path: Path | None, width: int = WIDTH, height: int = HEIGHT) -> Pixels:
     """The pixels of a file mirrored to size, or else soft waves with noise."""
     if path is not None:
-        from mcodec.bench.pictures import rgb
-        from mcodec.image import read_image
-
         return sized(rgb(read_image(path)), width, height)
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width] / 64

@@ -26,6 +26,7 @@ from PIL import Image
 import mcodec
 from mcodec import Codec
 from mcodec.bench.memory import MIB
+from mcodec.container import MAX_PIXELS, describe
 
 REGION = 512
 #: Of the crossings of tiles' borders on the diagonal, so many are also coded without the borders.
@@ -105,8 +106,6 @@ def main(
     width: int, height: int, image: Path | None, folder: Path, form: str, quality: str, model: str | None
 ) -> None:
     """Print one JSON object."""
-    from mcodec.container import MAX_PIXELS, describe
-
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     folder.mkdir(parents=True, exist_ok=True)
     source, coded, copy, part = (folder / name for name in (f"in.{form}", "out.mci", f"copy.{form}", "part.png"))

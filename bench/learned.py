@@ -11,18 +11,18 @@ import struct
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mcodec import __version__, entropy
+from mcodec import weights as released
+from mcodec.api import Codec, load
 from mcodec.bench import machine
 from mcodec.bench.protocol import Pixels, Unavailable
 from mcodec.errors import BenchError
-
-if TYPE_CHECKING:
-    from mcodec.api import Codec
 
 #: CompressAI's models halve the picture up to six times.
 STRIDE = 64
@@ -37,9 +37,6 @@ class McodecCodec:
     qualities: tuple[float, ...] = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 
     def __init__(self, name: str, weights: str | None, device: str, effort: int = 1) -> None:
-        from mcodec import __version__, entropy
-        from mcodec import weights as released
-
         self.name, self.device, self._effort = name, device, effort
         self._path = released.find(weights)
         sha, code = released.read_card(self._path)["sha256"][:HASH_DIGITS], machine.code()
@@ -49,8 +46,6 @@ class McodecCodec:
 
     @cached_property
     def _codec(self) -> Codec:
-        from mcodec.api import load
-
         codec = load(self._path, self.device)
         codec.tile_workers = 1  # two would have the threads of torch each
         return codec
@@ -161,8 +156,6 @@ class McodecModel(nn.Module):
 
     def __init__(self, quality: float = 50, weights: str | None = None) -> None:
         super().__init__()
-        from mcodec.api import load
-
         self.quality = quality
         self.codec = load(weights, "cpu")
         self.network = self.codec.model  # a submodule: eval_model asks for parameters and their device

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mcodec.bench.anchors import KODAK, Published
-from mcodec.bench.bd import Curve, Delta, NotComparable, delta
+from mcodec.bench.bd import Curve, NotComparable, delta
 from mcodec.bench.metrics import METRICS
 from mcodec.bench.rows import KEY, ROWS, Row, Rows
 from mcodec.errors import BenchError
@@ -88,14 +87,6 @@ class Results:
     @property
     def metrics(self) -> list[str]:
         return list(self.run["metrics"])
-
-    def delta(self, metric: str, anchor: str, test: str) -> Delta:
-        """BD of two codecs of the run by name. Raises NotComparable."""
-        curves = {m.name: m.curve(metric, self.pictures) for m in self.codecs}
-        a, t = curves[anchor], curves[test]
-        if a is None or t is None:
-            raise NotComparable(f"no picture is large enough for {metric}")
-        return delta(a, t)
 
 
 def _points(rows: Rows, codec: Row, picture: Row, metrics: Sequence[str]) -> list[Row] | None:
@@ -181,6 +172,7 @@ def summary(results: Results, published: Sequence[Published] = ()) -> dict[str, 
     Deltas against published curves only where the pictures are theirs, the 24 of Kodak.
     """
     curves = {}
+    psnr = {m.name: curve for m in results.codecs if (curve := m.curve("psnr", results.pictures))}
     for measured in results.codecs:
         memory = measured.memory
         curves[measured.name] = compressai(results, measured) | {
@@ -197,8 +189,14 @@ def summary(results: Results, published: Sequence[Published] = ()) -> dict[str, 
         "pictures": results.pictures,
         "left_out": results.left_out,
         "curves": curves,
-        "bd_psnr": {m.name: _deltas(results, m.name) for m in results.codecs},
-        "bd_psnr_published": _published(results, published) if set(results.pictures) == KODAK else {},
+        "bd_psnr": {
+            name: {other: _figures(anchor, psnr[other]) for other in psnr if other != name}
+            for name, anchor in psnr.items()
+        },
+        "bd_psnr_published": {
+            p.name: {"source": p.source} | {name: _figures(p.curves["psnr"], curve) for name, curve in psnr.items()}
+            for p in (published if set(results.pictures) == KODAK else ())
+        },
     }
 
 
@@ -207,30 +205,10 @@ def _columns(rows: list[Row]) -> dict[str, list[float]]:
     return {"bytes": [r["bytes"] for r in rows], "psnr": [round(r["metrics"]["psnr"], 4) for r in rows]}
 
 
-def _deltas(results: Results, anchor: str) -> dict[str, Any]:
-    """BD in PSNR of every other codec against one: the figures, or why there are none."""
-    others = [m.name for m in results.codecs if m.name != anchor]
-    return {name: _figures(partial(results.delta, "psnr", anchor, name)) for name in others}
-
-
-def _published(results: Results, published: Sequence[Published]) -> dict[str, Any]:
-    """The same of every codec against published curves, with their sources."""
-    curves = {m.name: m.curve("psnr", results.pictures) for m in results.codecs}
-    return {
-        anchor.name: {"source": anchor.source}
-        | {
-            name: _figures(partial(delta, anchor.curves["psnr"], curve))
-            for name, curve in curves.items()
-            if curve is not None
-        }
-        for anchor in published
-        if "psnr" in anchor.curves
-    }
-
-
-def _figures(compare: Callable[[], Delta]) -> dict[str, Any]:
+def _figures(anchor: Curve, test: Curve) -> dict[str, Any]:
+    """BD in PSNR, or why there is none."""
     try:
-        d = compare()
+        d = delta(anchor, test)
     except NotComparable as error:
         return {"refused": str(error)}
     return {

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,31 +150,35 @@ def shares(codec: Codec, run: Callable[[], object]) -> dict[str, float]:
     return {"transform": 1 - sum(parts.values()), **parts}
 
 
-def of_mcodec(name: str, codec: Codec, pixels: Pixels, batch: int, quality: float, repeat: int) -> list[Timing]:
+def _timings(
+    codec: str,
+    runs: dict[str, Callable[[], object]],
+    pixels: Pixels,
+    batch: int,
+    device: str,
+    size: int,
+    repeat: int,
+    parts: Callable[[Callable[[], object]], dict[str, float]] = lambda run: {},
+) -> list[Timing]:
+    """size: bytes of the files of `batch` pictures."""
+    height, width = pixels.shape[:2]
+    bpp, threads = size * 8 / (height * width * batch), torch.get_num_threads()
+    return [
+        Timing(codec, what, width, height, batch, device, threads, bpp, percentiles(run, repeat, device), parts(run))
+        for what, run in runs.items()
+    ]
+
+
+def of_mcodec(codec: Codec, pixels: Pixels, batch: int, quality: float, repeat: int) -> list[Timing]:
     """Encoding and decoding of `batch` copies of a picture together."""
     pictures = [pixels] * batch
     files = codec.encode_batch(pictures, quality)
-    device = codec.device.type
-    bpp = sum(map(len, files)) * 8 / (pixels[..., 0].size * batch)
     runs: dict[str, Callable[[], object]] = {
         "encode": lambda: codec.encode_batch(pictures, quality),
         "decode": lambda: codec.decode_batch(files),
     }
-    return [
-        Timing(
-            name,
-            what,
-            pixels.shape[1],
-            pixels.shape[0],
-            batch,
-            device,
-            torch.get_num_threads(),
-            bpp,
-            percentiles(run, repeat, device),
-            shares(codec, run),
-        )
-        for what, run in runs.items()
-    ]
+    size = sum(map(len, files))
+    return _timings("mcodec", runs, pixels, batch, codec.device.type, size, repeat, partial(shares, codec))
 
 
 def of_compressai(architecture: str, pixels: Pixels, batch: int, device: str, repeat: int) -> list[Timing]:
@@ -190,20 +195,7 @@ def of_compressai(architecture: str, pixels: Pixels, batch: int, device: str, re
             "encode": lambda: model.compress(x),
             "decode": lambda: model.decompress(coded["strings"], coded["shape"]),
         }
-        return [
-            Timing(
-                architecture,
-                what,
-                pixels.shape[1],
-                pixels.shape[0],
-                batch,
-                device,
-                torch.get_num_threads(),
-                size * 8 / (pixels[..., 0].size * batch),
-                percentiles(run, repeat, device),
-            )
-            for what, run in runs.items()
-        ]
+        return _timings(architecture, runs, pixels, batch, device, size, repeat)
 
 
 def measure(
@@ -215,14 +207,13 @@ def measure(
     repeat: int,
     report: Callable[[Timing], None],
     peer: str | None = PEER,
-    name: str = "mcodec",
 ) -> str | None:
     """Time every size (width, height) with every batch; the reason why the peer was left out, if it was."""
     reason = None
     for width, height in sizes:
         cut = sized(pixels, width, height)
         for batch in batches:
-            for timing in of_mcodec(name, codec, cut, batch, quality, repeat):
+            for timing in of_mcodec(codec, cut, batch, quality, repeat):
                 report(timing)
             if peer is None or reason:
                 continue

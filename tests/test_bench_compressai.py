@@ -45,7 +45,7 @@ def test_model_interface_of_mcodec() -> None:
 
 def test_speed_of_mcodec(tiny: Codec) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
-    timings = of_mcodec("mcodec", tiny, pixels, 2, 50, repeat=2)
+    timings = of_mcodec(tiny, pixels, 2, 50, repeat=2)
     assert [t.what for t in timings] == ["encode", "decode"]
     for timing in timings:
         assert timing.seconds[0] <= timing.seconds[1] <= timing.seconds[2]
