@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,7 +18,6 @@ from mcodec.cli.options import (
     FILE,
     STREAM,
     Codecs,
-    F,
     Folder,
     Number,
     device_option,
@@ -34,6 +33,8 @@ from mcodec.errors import CodecError, CorruptStream, FormatError
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 ENCODE_EXAMPLES = """\b
 Examples:
@@ -180,7 +181,8 @@ def _encode_file(
     force: bool,
 ) -> dict[str, Any]:
     from mcodec import verification
-    from mcodec.image import read_raster, write_bytes
+    from mcodec.files import write_bytes
+    from mcodec.image import read_raster, writes_to
     from mcodec.rate import Target, find
 
     if not force:
@@ -205,7 +207,8 @@ def _encode_file(
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
-        write_bytes(target, data, check, replace=force)
+        with writes_to(target):
+            write_bytes(target, data, check, replace=force)
     width, height = raster.size
     bpp = 8 * len(data) / (width * height)
     report: dict[str, Any] = {"bytes": len(data), "bpp": bpp, "seconds": seconds, "quality": quality}

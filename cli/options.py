@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,8 +17,6 @@ from mcodec.errors import CodecError, is_lack_of_memory
 if TYPE_CHECKING:
     from mcodec.api import Codec
     from mcodec.container import Container
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: Standard input or output.
 STREAM = Path("-")
@@ -52,33 +49,23 @@ class Number(click.FloatRange):
         return number
 
 
-def model_option(function: F) -> F:
-    """``--model``."""
-    return click.option("--model", metavar="NAME|PATH", help="Weights to use; see `mcodec models`.")(function)
-
-
-def device_option(function: F) -> F:
-    """``--device``."""
-    choice = click.Choice(["auto", "cpu", "cuda"])
-    text = "Where the networks run; auto takes a CUDA GPU if there is one."
-    return click.option("--device", type=choice, default="auto", show_default=True, help=text)(function)
-
-
-def force_option(function: F) -> F:
-    """``--force``."""
-    return click.option("--force", is_flag=True, help="Overwrite the output file if it exists.")(function)
-
-
-def max_pixels_option(function: F) -> F:
-    """``--max-pixels``."""
-    return click.option(
-        "--max-pixels",
-        type=click.IntRange(1),
-        default=MAX_DECODED_PIXELS,
-        show_default=True,
-        metavar="N",
-        help="Refuse files that claim more pixels than this: a tiny file may claim a huge picture.",
-    )(function)
+model_option = click.option("--model", metavar="NAME|PATH", help="Weights to use; see `mcodec models`.")
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the networks run; auto takes a CUDA GPU if there is one.",
+)
+force_option = click.option("--force", is_flag=True, help="Overwrite the output file if it exists.")
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=MAX_DECODED_PIXELS,
+    show_default=True,
+    metavar="N",
+    help="Refuse files that claim more pixels than this: a tiny file may claim a huge picture.",
+)
 
 
 def read(source: Path) -> bytes:

@@ -64,9 +64,9 @@ def info(source: Path, as_json: bool, stages: bool, max_pixels: int, model: str 
 
     data = read(source)
     with _about(source):
-        fields, file = describe(data), unpack(data)
+        fields = describe(data)
     if stages and fields["stages"] is None:
-        codec = Codecs(model, "auto").of(file)
+        codec = Codecs(model, "auto").of(unpack(data))
         with _about(source):
             fields["stages"] = codec.stage_bytes(data, max_pixels)
     if as_json:

@@ -297,8 +297,8 @@ class Codec:
         """How many bytes of a file each stage takes."""
         file, engine = self._open(data, max_pixels), self._engine()
         streams = file.streams
-        if streams.sizes is not None:
-            return [sum(stage) for stage in streams.sizes]
+        if streams.stages is not None:
+            return streams.stages
         padded = engine.padded(file.header.height, file.header.width)
         stream = streams.stream(0)
         words = decoding.read_tiles(engine, [stream], *padded, [file.header.level], file.shifts(self.stages))[1]

@@ -38,17 +38,17 @@ class Result(Generic[V]):
 
 
 def encoded(
-    encode: Callable[[Sequence[Raster]], list[bytes]], items: Iterable[Any], readers: int = READERS
+    encode: Callable[[Sequence[Raster]], list[bytes]], items: Iterable[Any], readers: int
 ) -> Iterator[Result[bytes]]:
     """Files of pictures. items: what `Codec.encode` takes, or picture files as bytes, paths and URLs."""
-    return _coded(encode, items, _own, _picture, lambda r: r.size[0] * r.size[1], BATCH_PIXELS, readers)
+    return _coded(encode, items, _own, _picture, lambda r: r.size[0] * r.size[1], readers)
 
 
 def decoded(
-    decode: Callable[[Sequence[bytes]], list[Image.Image]], items: Iterable[Any], readers: int = READERS
+    decode: Callable[[Sequence[bytes]], list[Image.Image]], items: Iterable[Any], readers: int
 ) -> Iterator[Result[Image.Image]]:
     """Pictures of files. items: bytes, or paths and URLs of .mci files."""
-    return _coded(decode, items, lambda item: item, _file, _claimed, BATCH_PIXELS, readers)
+    return _coded(decode, items, lambda item: item, _file, _claimed, readers)
 
 
 def _picture(item: Raster | bytes | str | PathLike[str]) -> Raster:
@@ -90,14 +90,13 @@ def _coded(
     take: Callable[[Any], Any],
     read: Callable[[Any], T],
     size: Callable[[T], int],
-    limit: int,
     readers: int,
 ) -> Iterator[Result[V]]:
     """Read ahead on threads while a micro-batch is coded on one more; results in the order of the items."""
     pool, coder = ThreadPoolExecutor(readers), ThreadPoolExecutor(1)
     try:
         work: Future[list[Result[V]]] | None = None
-        for batch in _batches(_ahead(pool, take, read, items, 2 * readers), size, limit):
+        for batch in _batches(_ahead(pool, take, read, items, 2 * readers), size):
             following = coder.submit(_code, code, batch)
             if work is not None:
                 yield from work.result()
@@ -132,13 +131,13 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _batches(results: Iterator[Result[T]], size: Callable[[T], int], limit: int) -> Iterator[list[Result[T]]]:
+def _batches(results: Iterator[Result[T]], size: Callable[[T], int]) -> Iterator[list[Result[T]]]:
     batch: list[Result[T]] = []
     total = 0
     for result in results:
         batch.append(result)
         total += 0 if result.value is None else size(result.value)
-        if total >= limit or len(batch) >= BATCH_ITEMS:
+        if total >= BATCH_PIXELS or len(batch) >= BATCH_ITEMS:
             yield batch
             batch, total = [], 0
     if batch:

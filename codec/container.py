@@ -155,24 +155,7 @@ def unpack(data: bytes, partial: bool = False, max_pixels: int | None = None) ->
     partial: take the beginning of a file, as far as it goes. Nothing then says whether the bytes are undamaged.
     max_pixels: LimitExceeded where the header claims a picture of more; None: only the limits of the format hold.
     """
-    if len(data) < len(MAGIC) and MAGIC.startswith(data) and data:
-        raise CorruptStream("the file is truncated: it ends in the magic bytes")
-    if not data.startswith(MAGIC):
-        raise NotAnMciFile("not a .mci file: the magic bytes are missing")
-    if len(data) < len(MAGIC) + 2:
-        raise CorruptStream("the file is truncated: it ends in the header")
-    if data[4] != VERSION:
-        if data[4] > VERSION:
-            raise UnsupportedVersion(f"format version {data[4]} is newer than this release reads ({VERSION})")
-        raise CorruptStream(f"format version {data[4]} does not exist")
-    body, checksum = data[:-CRC_BYTES], data[-CRC_BYTES:]
-    if zlib.crc32(body).to_bytes(CRC_BYTES, "little") == checksum:
-        partial = False
-    elif partial:
-        body = data
-    else:
-        cause = "truncated" if _is_short(data) else "damaged"
-        raise CorruptStream(f"the file is {cause}: its checksum does not match")
+    body, partial = _body(data, partial)
     header, place = _header(body)
     if max_pixels is not None and header.width * header.height > max_pixels:
         raise LimitExceeded(
@@ -223,7 +206,6 @@ def describe(data: bytes, partial: bool = False, max_pixels: int | None = None) 
     for tag, payload in container.sections:
         name = _NAMES.get(tag, f"section {tag}")
         sections[name] = sections.get(name, 0) + len(payload)
-    sizes = container.streams.sizes
     return {
         "version": data[4],
         "width": header.width,
@@ -239,10 +221,30 @@ def describe(data: bytes, partial: bool = False, max_pixels: int | None = None) 
         "overhead": len(data) - sum(sections.values()),
         "tiles": header.tiles,
         "tile_side": header.tile,
-        # one tile has no table: its stages show only in decoding
-        "stages": [sum(stage) for stage in sizes] if sizes else None,
+        "stages": container.streams.stages,  # of one tile they show only in decoding
         "crc32": data[-CRC_BYTES:][::-1].hex(),
     }
+
+
+def _body(data: bytes, partial: bool) -> tuple[bytes, bool]:
+    """All but the checksum, and whether that is only what is there: of a file that is whole, False."""
+    if len(data) < len(MAGIC) and MAGIC.startswith(data) and data:
+        raise CorruptStream("the file is truncated: it ends in the magic bytes")
+    if not data.startswith(MAGIC):
+        raise NotAnMciFile("not a .mci file: the magic bytes are missing")
+    if len(data) < len(MAGIC) + 2:
+        raise CorruptStream("the file is truncated: it ends in the header")
+    if data[4] != VERSION:
+        if data[4] > VERSION:
+            raise UnsupportedVersion(f"format version {data[4]} is newer than this release reads ({VERSION})")
+        raise CorruptStream(f"format version {data[4]} does not exist")
+    body, checksum = data[:-CRC_BYTES], data[-CRC_BYTES:]
+    if zlib.crc32(body).to_bytes(CRC_BYTES, "little") == checksum:
+        return body, False
+    if partial:
+        return data, True
+    cause = "truncated" if _is_short(data) else "damaged"
+    raise CorruptStream(f"the file is {cause}: its checksum does not match")
 
 
 def _header(body: bytes) -> tuple[Header, int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from mcodec import container, entropy, postfilter, tiles
 from mcodec.container import Container, Header
 from mcodec.engine import Engine
 from mcodec.errors import CorruptStream
-from mcodec.image import Samples, Strips, from_tensor, to_uint8
+from mcodec.image import Samples, Strips
+from mcodec.image.pixels import from_tensor, to_uint8
 from mcodec.kernels.backend import upload
 from mcodec.model.window import Box, Window, window
 
@@ -66,56 +67,68 @@ def read_codes(
     later = [] if checks is None and engine.device.type != "cpu" else checks
     total = len(engine.model.stages)
     found = [held_stages(file, total) for file in files]
-    held = [file.streams for file in files]
     moves = [file.shifts(total) for file in files]
     canvases: list[list[Tensor]] = [[] for _ in files]
-    jobs: list[tuple[int, int, Box, int]] = []  # file, tile, its place, stages to read
+    jobs: list[_Job] = []
     for i, file in enumerate(files):
-        count = found[i] if stages is None else min(stages, found[i])
-        header = file.header
-        height = engine.padded(header.height, header.width)[0]
-        part = None if regions is None else _reached(engine, file, regions[i])[1]
-        begin, end = (0, height) if row is None else (row * header.tile, min((row + 1) * header.tile, height))
-        before = 0 if row is None else row * tiles.count(header.width, 1, header.tile)
-        places = tiles.grid(header.width, header.height, header.tile, row)
-        for tile, (left, top, right, bottom) in enumerate(places, before):
-            tall, wide = engine.padded(bottom - top, right - left)
-            box = Box(top - begin, left, top - begin + tall, left + wide)
-            needed = [index + 1 for index in range(count) if part is None or _meet(engine, box, index, part.around)]
-            if needed:
-                jobs.append((i, tile, box, max(needed)))
+        count, header = found[i] if stages is None else min(stages, found[i]), file.header
+        jobs += _jobs(engine, i, file, count, None if regions is None else regions[i], row)
         if header.tiles > 1:
-            canvases[i] = blank_codes(engine, end - begin, header.width, count)
+            height = engine.padded(header.height, header.width)[0]
+            tall = height if row is None else min(header.tile, height - row * header.tile)
+            canvases[i] = blank_codes(engine, tall, header.width, count)
 
     def work(members: list[int]) -> None:
         group = [jobs[i] for i in members]
-        _, _, box, count = group[0]
         codes, _ = read_tiles(
             engine,
-            [held[i].stream(tile, count) for i, tile, _, _ in group],
-            box.bottom - box.top,
-            box.right - box.left,
-            [files[i].header.level for i, _, _, _ in group],
-            [moves[i][tile] for i, tile, _, _ in group],
-            count,
+            [files[job.file].streams.stream(job.tile, job.stages) for job in group],
+            *group[0].box.size,
+            [files[job.file].header.level for job in group],
+            [moves[job.file][job.tile] for job in group],
+            group[0].stages,
             partial,
             later,
-            [held[i].ends(tile, count) for i, tile, _, _ in group],
+            [files[job.file].streams.ends(job.tile, job.stages) for job in group],
         )
-        for item, (i, _, place, _) in enumerate(group):
-            if files[i].header.tiles == 1:
-                canvases[i] = [stage[item] for stage in codes]
-                continue
-            place_codes(engine, canvases[i], place, codes, item)
+        for item, job in enumerate(group):
+            if files[job.file].header.tiles == 1:
+                canvases[job.file] = [stage[item] for stage in codes]
+            else:
+                place_codes(engine, canvases[job.file], job.box, codes, item)
 
-    sizes_of = [(box.bottom - box.top, box.right - box.left) for _, _, box, _ in jobs]
     # of a partial file each tile may end elsewhere: a damaged one takes nothing from the others
-    keys = [(size, job[3], i if partial else 0) for i, (size, job) in enumerate(zip(sizes_of, jobs, strict=True))]
-    engine.each(work, engine.batches(keys, sizes_of))
+    keys = [(job.box.size, job.stages, i if partial else 0) for i, job in enumerate(jobs)]
+    engine.each(work, engine.batches(keys, [job.box.size for job in jobs]))
     if checks is None:
         for check in later or ():
             check()
     return canvases
+
+
+class _Job(NamedTuple):
+    """A tile to read."""
+
+    file: int  # of those that are read
+    tile: int  # of the file
+    box: Box  # its place in the file's canvas, padded, in pixels
+    stages: int  # so many of them
+
+
+def _jobs(
+    engine: Engine, place: int, file: Container, stages: int, region: Box | None, row: int | None
+) -> Iterator[_Job]:
+    """Tiles of the file at a place, of a row or all, with what a region, or all of the picture, needs of the stages."""
+    header = file.header
+    around = None if region is None else _reached(engine, file, region)[1].around
+    begin, before = (0, 0) if row is None else (row * header.tile, row * tiles.count(header.width, 1, header.tile))
+    places = tiles.grid(header.width, header.height, header.tile, row)
+    for tile, (left, top, right, bottom) in enumerate(places, before):
+        tall, wide = engine.padded(bottom - top, right - left)
+        box = Box(top - begin, left, top - begin + tall, left + wide)
+        needed = [index + 1 for index in range(stages) if around is None or _meet(engine, box, index, around)]
+        if needed:
+            yield _Job(place, tile, box, max(needed))
 
 
 def blank_codes(engine: Engine, height: int, width: int, stages: int | None = None) -> list[Tensor]:
@@ -232,7 +245,7 @@ def render(
         pictures = _together(engine, [files[i] for i in group], [canvases[i] for i in group])
         for i, picture in zip(group, pictures, strict=True):
             header = files[i].header
-            out[i] = from_tensor(picture[None], header.height, header.width, header.kind)
+            out[i] = from_tensor(picture, header.height, header.width, header.kind)
     for i, file in enumerate(files):
         if i not in single:
             out[i] = _windows(engine, file, canvases[i], boxes[i])
@@ -268,14 +281,14 @@ def _tensor(engine: Engine, file: Container, canvas: list[Tensor]) -> Tensor:
     out = torch.empty((3, header.height, header.width), dtype=torch.uint8, device=engine.device)
     for left, top, right, bottom in tiles.grid(header.width, header.height, engine.tile):
         picture = _window(engine, file, canvas, Box(top, left, bottom, right))
-        out[:, top:bottom, left:right] = to_uint8(picture[0], bottom - top, right - left, header.kind)
+        out[:, top:bottom, left:right] = to_uint8(picture, bottom - top, right - left, header.kind)
     return out
 
 
 def _windows(engine: Engine, file: Container, canvas: list[Tensor], region: Box, above: int = 0) -> Samples:
     """A part of a picture, window by window. above: the row of the picture (pixels) where the canvas begins."""
     header = file.header
-    tall, wide = region.bottom - region.top, region.right - region.left
+    tall, wide = region.size
     out: NDArray[Any] = np.empty(
         (tall, wide) if header.kind.grey else (tall, wide, 3), np.uint16 if header.kind.bits == 16 else np.uint8
     )
@@ -291,7 +304,7 @@ def _windows(engine: Engine, file: Container, canvas: list[Tensor], region: Box,
 
 
 def _window(engine: Engine, file: Container, canvas: list[Tensor], pixels: Box, above: int = 0) -> Tensor:
-    """The part of a picture that lies in `pixels`, float `[1, 3, h, w]` on the device; above as of `_windows`."""
+    """The part of a picture that lies in `pixels`, float `[3, h, w]` on the device; above as of `_windows`."""
     header = file.header
     height, width = engine.padded(header.height, header.width)
     seen, part = _reached(engine, file, pixels)
@@ -301,7 +314,7 @@ def _window(engine: Engine, file: Container, canvas: list[Tensor], pixels: Box, 
     ]
     picture = _synthesize(engine, codes, height, width, [header.level], part)
     picture = seen.crop(picture, part.inside[-1].finer(engine.model.config.stages[-1].stride))
-    return pixels.crop(_filtered(engine, file, canvas, picture[0]), seen)[None]
+    return pixels.crop(_filtered(engine, file, canvas, picture[0]), seen)
 
 
 def _reached(engine: Engine, file: Container, pixels: Box) -> tuple[Box, Window]:

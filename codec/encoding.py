@@ -15,7 +15,8 @@ from mcodec import container, entropy, postfilter, tiles
 from mcodec.container import Kind
 from mcodec.decoding import place_codes, read_tiles, stage_ends
 from mcodec.engine import Engine
-from mcodec.image import Raster, Samples, from_tensor, window_tensor
+from mcodec.image import Raster, Samples
+from mcodec.image.pixels import from_tensor, window_tensor
 from mcodec.model import search, shifts
 from mcodec.model.cascade import BETA
 from mcodec.model.walk import Seams
@@ -57,6 +58,16 @@ class _Tile:
         return self.padded, self.inner
 
 
+@dataclass
+class _Coded:
+    """What came of a tile."""
+
+    stream: bytes = b""
+    ends: Sequence[int] = ()  # of its stages in the stream, where tiles share a section
+    shifts: Sequence[int] = ()  # of its stages
+    sums: Tensor | None = None  # what the filter is fitted to
+
+
 class Payload(NamedTuple):
     """Sections of a file; what would not pay is empty."""
 
@@ -76,9 +87,7 @@ def payloads(
         for item, (raster, level) in enumerate(zip(rasters, levels, strict=True))
         for tile in _tiles(engine, item, raster.size, level)
     ]
-    done: list[tuple[bytes, list[int]]] = [(b"", [])] * len(jobs)  # streams, and where their stages end
-    moves: list[list[int]] = [[]] * len(jobs)
-    sums: list[Tensor | None] = [None] * len(jobs)
+    done = [_Coded() for _ in jobs]
     waiting: list[Callable[[], None]] = []
     squared = engine.model.config.distortion == "mse"
 
@@ -93,18 +102,17 @@ def payloads(
             kind = rasters[tile.item].kind
             if kind is not Kind.BILEVEL and squared:  # the filter is fitted by squared error
                 limit = postfilter.clipping(engine.model.config.lam(tile.level))
-                sums[i] = postfilter.statistics(pictures[item], x[item], tile.shown, kind.grey, limit)
+                done[i].sums = postfilter.statistics(pictures[item], x[item], tile.shown, kind.grey, limit)
 
         def settle() -> None:
             streams, reads, moved = results()
             ends: list[list[int]] = [[]] * len(streams)
             if any(seams):
                 if reads is None:  # where the stages end shows in reading them back
-                    size = inner.bottom - inner.top, inner.right - inner.left
-                    reads = torch.stack(read_tiles(engine, streams, *size, levels, moved)[1], 1).tolist()
+                    reads = torch.stack(read_tiles(engine, streams, *inner.size, levels, moved)[1], 1).tolist()
                 ends = [stage_ends(stream, read) for stream, read in zip(streams, reads, strict=True)]
             for i, stream, end, move in zip(members, streams, ends, moved, strict=True):
-                done[i], moves[i] = (stream, end), move
+                done[i].stream, done[i].ends, done[i].shifts = stream, end, move
 
         if engine.device.type == "cpu":
             settle()
@@ -116,14 +124,14 @@ def payloads(
     engine.each(work, batches, 1 if steps else engine.tile_workers)
     for settle in waiting:
         settle()
-    of_picture: list[list[int]] = [[] for _ in rasters]  # its tiles
-    for i, tile in enumerate(jobs):
-        of_picture[tile.item].append(i)
+    of_picture: list[list[_Coded]] = [[] for _ in rasters]  # its tiles
+    for tile, coded in zip(jobs, done, strict=True):
+        of_picture[tile.item].append(coded)
     return [
         Payload(
-            tiles.pack(*zip(*(done[i] for i in members), strict=True)),
-            tiles.pack_shifts([moves[i] for i in members]),
-            _filter(engine, [product for i in members if (product := sums[i]) is not None], level, raster.kind),
+            tiles.pack([tile.stream for tile in members], [tile.ends for tile in members]),
+            tiles.pack_shifts([tile.shifts for tile in members]),
+            _filter(engine, [tile.sums for tile in members if tile.sums is not None], level, raster.kind),
         )
         for members, level, raster in zip(of_picture, levels, rasters, strict=True)
     ]
@@ -200,7 +208,7 @@ def _encode(
     others, other_reads, other_moves = _results(second.coder, second.shifts)
     for i, window in enumerate(pixels):
         costs = [
-            _cost(engine, picture[i : i + 1].cpu(), window, kinds[i], levels[i], inner, stream)
+            _cost(engine, picture[i].cpu(), window, kinds[i], levels[i], inner, stream)
             for picture, stream in zip(pictures, (streams[i], others[i]), strict=True)
         ]
         if costs[1] < costs[0]:  # by what a decoder makes of it
@@ -216,7 +224,7 @@ def _encode(
 def _cost(
     engine: Engine, picture: Tensor, window: Samples, kind: Kind, level: int, inner: Box, stream: bytes
 ) -> float:
-    """lambda * 255^2 * squared error + bits of a tile, from the synthesis of its window `[1, 3, H', W']`."""
+    """lambda * 255^2 * squared error + bits of a tile, from the synthesis of its window `[3, H', W']`."""
     decoded = from_tensor(picture, window.shape[0], window.shape[1], kind)
     tile = slice(inner.top, inner.bottom), slice(inner.left, inner.right)
     error = (decoded[tile].astype(np.float64) - window[tile]) * (255 / np.iinfo(window.dtype).max)
@@ -269,12 +277,12 @@ class _Pass:
         self.coder.add_stage(self._engine.tables[index], _part(g, grid, tile), _part(s, grid, tile), part)
         self.shifts.append(shift)
         self.codes.append(codes)
-        self.coded.append(part.unflatten(2, (tile.bottom - tile.top, tile.right - tile.left)))
+        self.coded.append(part.unflatten(2, tile.size))
         return codes
 
 
 def _part(x: Any, grid: tuple[int, int], box: Box) -> Any:
     """`box` of the last axis of a tensor (or None), which runs over the positions of a grid."""
-    if x is None or grid == (box.bottom - box.top, box.right - box.left):
+    if x is None or grid == box.size:
         return x
     return box.crop(x.unflatten(-1, grid), Box(0, 0, *grid)).flatten(-2)

@@ -20,11 +20,11 @@ from typing import IO, Any, cast
 
 from PIL import Image, ImageFile
 
-from mcodec import container, weights
-from mcodec.container import TAG_ALPHA, Kind
+from mcodec import container
+from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_ICC, TAG_XMP, Kind
 from mcodec.errors import CodecError, NotAnMciFile
-from mcodec.image.metadata import of_image
-from mcodec.reading import default_codec
+from mcodec.image.metadata import Metadata, of_image
+from mcodec.reading import codec_for, default_codec
 
 FORMAT, MIME, SUFFIX = "MCI", "image/x-mci", ".mci"
 
@@ -48,19 +48,14 @@ class MciImageFile(ImageFile.ImageFile):
         header = file.header
         self._size = header.width, header.height
         self._mode = _mode(header.kind, file.section(TAG_ALPHA) is not None)
-        for key, tag in (("icc_profile", container.TAG_ICC), ("xmp", container.TAG_XMP)):
-            if payload := file.section(tag):
-                self.info[key] = payload
-        if payload := file.section(container.TAG_EXIF):
-            self.info["exif"] = b"Exif\0\0" + payload
+        self.info.update(Metadata(file.section(TAG_ICC), file.section(TAG_EXIF), file.section(TAG_XMP)).info())
         self.tile = []
 
     def load(self) -> Any:
         """Decode; OSError as from other plugins where the file needs other weights."""
         if self._data:
             try:  # Image.open has compared the size with Image.MAX_IMAGE_PIXELS
-                model = _choice["model"] or weights.named_by(container.unpack(self._data))
-                image = default_codec(model, _choice["device"]).decode(self._data, max_pixels=None)
+                image = codec_for(self._data, **_choice).decode(self._data, max_pixels=None)
             except CodecError as error:
                 raise OSError(str(error)) from error
             self.im, self._data = image.im, b""

@@ -36,6 +36,8 @@ CLIP = 0.1
 #: Bytes of weights: one per mean, alike in all channels; those of each channel; these, and two for other channels.
 ALIKE, OWN, ALL = FILTER_BYTES
 _MEANS = len(PAIRS) + len(RINGS)
+#: Of each channel the two others.
+_OTHERS = ((1, 2), (0, 2), (0, 1))
 #: Bytes of a section's tag and length.
 _HEAD = 2
 #: Rows of a picture that are worked on at once: what a cache holds, or few launches on a GPU.
@@ -45,10 +47,6 @@ _ROWS, _GPU_ROWS = 64, 4096
 def clipping(lam: float) -> float:
     """Where differences are clipped, in the unit of pictures (their range is 1)."""
     return float(CLIP * (26 / lam) ** 0.5 / 255)
-
-
-def _others(channel: int) -> list[int]:
-    return [other for other in range(3) if other != channel]
 
 
 def _weights(payload: bytes) -> tuple[Tensor, Tensor]:
@@ -120,7 +118,7 @@ def apply(picture: Tensor, payload: bytes | None, grey: bool, limit: float) -> T
             result += _ring(around, ring, limit).mul_(own[:, place] / 4)
         if crossed:
             for place in (0, 1):
-                other = torch.stack([nearest[_others(channel)[place]] for channel in range(3)])  # no index to upload
+                other = torch.stack([nearest[others_of[place]] for others_of in _OTHERS])  # no index to upload
                 result += other.mul_(others[:, place] / 2)
     return out
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
 from mcodec.errors import CodecError, TargetError
 from mcodec.image import Picture, Raster, to_raster
@@ -28,7 +29,7 @@ BACK = (240, 216, 192)
 #: The shortest side that MS-SSIM takes: it halves the picture four times under a window of 11, and wants more than 160.
 MS_SSIM_SIDE = 161
 
-MEASURES = ("bytes", "bpp", "psnr", "ms-ssim")
+MEASURES = tuple(TOLERANCE)
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,6 @@ def ms_ssim(a: np.ndarray, b: np.ndarray, peak: float) -> float:
         from pytorch_msssim import ms_ssim as implementation
     except ImportError as error:
         raise CodecError("MS-SSIM needs pytorch-msssim: pip install 'mcodec[targets]'") from error
-    import torch
-
     if min(a.shape[:2]) < MS_SSIM_SIDE:
         raise TargetError(f"MS-SSIM is defined from sides of {MS_SSIM_SIDE} pixels on, got {a.shape[1]}x{a.shape[0]}")
     x, y = (torch.from_numpy(v.reshape(*v.shape[:2], -1).astype(np.float32)).permute(2, 0, 1)[None] for v in (a, b))

@@ -30,6 +30,11 @@ def default_codec(model: str | None = None, device: str = "auto") -> Codec:
     return _loaded(model, "cpu" if device == "auto" and get_worker_info() else device)
 
 
+def codec_for(data: bytes, model: str | None, device: str, max_pixels: int | None = None) -> Codec:
+    """`default_codec` of the weights that are named here, else of the installed ones that the file names."""
+    return default_codec(model or weights.named_by(container.unpack(data, max_pixels=max_pixels)), device)
+
+
 def read(
     source: str | PathLike[str],
     stages: int | None = None,
@@ -45,5 +50,4 @@ def read(
     names; they are loaded once per process. device: "auto" is the CPU in the workers of a data loader.
     """
     data = read_bytes(source)
-    model = model or weights.named_by(container.unpack(data, max_pixels=max_pixels))
-    return default_codec(model, device).decode(data, stages, region, max_pixels=max_pixels)
+    return codec_for(data, model, device, max_pixels).decode(data, stages, region, max_pixels=max_pixels)

@@ -41,7 +41,7 @@ class Streams:
     """The tiles' streams, as much of them as the data holds."""
 
     pieces: tuple[tuple[bytes, ...], ...]  # per tile, the pieces of its stages; one piece where the table is missing
-    sizes: tuple[tuple[int, ...], ...] | None  # bytes per stage and tile; None for a single tile
+    stages: list[int] | None  # bytes of each stage in the whole section; None for a single tile, which has no table
 
     def stream(self, tile: int, stages: int | None = None) -> bytes:
         """The stream of a tile up to a stage (default: the last that is whole in every tile)."""
@@ -49,7 +49,7 @@ class Streams:
 
     def ends(self, tile: int, stages: int | None = None) -> list[int]:
         """Bytes of `stream` up to the end of each of its stages; none where the table is missing."""
-        return [] if self.sizes is None else list(accumulate(map(len, self.pieces[tile][:stages])))
+        return [] if self.stages is None else list(accumulate(map(len, self.pieces[tile][:stages])))
 
 
 def pack(streams: Sequence[bytes], ends: Sequence[Sequence[int]] = ()) -> bytes:
@@ -96,8 +96,7 @@ def unpack(payload: bytes, tiles: int, size: int | None = None) -> Streams:
     pieces = tuple(
         tuple(payload[starts[i] : starts[i + 1]] for i in range(tile, held * tiles, tiles)) for tile in range(tiles)
     )
-    sizes = tuple(tuple(lengths[stage * tiles : (stage + 1) * tiles]) for stage in range(stages))
-    return Streams(pieces, sizes)
+    return Streams(pieces, [sum(lengths[i : i + tiles]) for i in range(0, len(lengths), tiles)])
 
 
 def pack_shifts(tiles: Sequence[Sequence[int]]) -> bytes:

@@ -195,7 +195,7 @@ def test_golden_tiles() -> None:
     streams = tiles.unpack(payload, 3)
     assert [streams.stream(tile) for tile in range(3)] == STREAMS
     assert [streams.stream(tile, 1) for tile in range(3)] == [b"AAAA", b"BBBBBB", b"CCCCCCCCCC"]
-    assert streams.sizes == ((4, 6, 10), (4, 0, 0), (2, 4, 0))
+    assert streams.stages == [20, 4, 6]
     assert tiles.unpack(b"ABCDE", 1).stream(0) == tiles.pack([b"ABCDE"]) == b"ABCDE"
 
 

@@ -127,7 +127,6 @@ class ArrayEncoder:
         codewords: Tensor,
         beta: float,
     ) -> Tensor:
-        """See `BatchEncoder`."""
         if offset is None or scale is None:
             return pvq_assign(latents, codewords, 1.0)
         points = codewords.detach().cpu().numpy()
@@ -138,19 +137,17 @@ class ArrayEncoder:
         return torch.stack(codes).to(latents.device)
 
     def add_stage(self, tables: PriorTables, offset: Tensor | None, scale: Tensor | None, codes: Tensor) -> None:
-        """See `BatchEncoder`."""
         for item, single in enumerate(self._coders):
             single.add_stage(tables, *_context(offset, scale, item), codes[item].to(torch.int32).cpu().numpy())
 
     def seal(self) -> None:
-        """See `BatchEncoder`."""
+        """Nothing waits."""
 
     def finish(self) -> list[bytes]:
-        """See `BatchEncoder`."""
         return [single.finish() for single in self._coders]
 
     def stage_words(self) -> None:
-        """See `BatchEncoder`."""
+        """It shows in decoding."""
 
 
 class ArrayDecoder:
@@ -163,7 +160,6 @@ class ArrayDecoder:
     def decode_stage(
         self, tables: PriorTables, offset: Tensor | None, scale: Tensor | None, shape: tuple[int, int]
     ) -> Tensor:
-        """See `BatchDecoder`."""
         rows = [
             single.decode_stage(tables, *_context(offset, scale, item), shape)
             for item, single in enumerate(self._coders)
@@ -172,11 +168,9 @@ class ArrayDecoder:
 
     @property
     def words_read(self) -> Tensor:
-        """See `BatchDecoder`."""
         return torch.tensor([single.words_read for single in self._coders])
 
     def finish(self) -> None:
-        """See `BatchDecoder`."""
         for single in self._coders:
             single.finish()
 
@@ -212,7 +206,6 @@ class TensorEncoder:
         codewords: Tensor,
         beta: float,
     ) -> Tensor:
-        """See `BatchEncoder`."""
         integers, offset, scale = _on_device(tables, offset, scale, self._device)
         if offset is None or scale is None:
             return pvq_assign(latents, codewords, 1.0)
@@ -229,7 +222,6 @@ class TensorEncoder:
         self._surprise += count * TOTAL - freq.sum(1)  # freq is 0 where skipped
 
     def seal(self) -> None:
-        """See `BatchEncoder`."""
         if self._sealed is not None:
             return
         empty = torch.zeros((self._batch, 0), dtype=torch.int32, device=self._device)
@@ -262,7 +254,6 @@ class TensorEncoder:
         self._parts.clear()
 
     def finish(self) -> list[bytes]:
-        """See `BatchEncoder`."""
         self.seal()
         return self.fetch()
 
@@ -276,7 +267,6 @@ class TensorEncoder:
         return [bytes([log]) + row[:n].tobytes() for row, (log, n, *_) in zip(data, found, strict=True)]
 
     def stage_words(self) -> list[list[int]]:
-        """See `BatchEncoder`."""
         return self._stage_words
 
 
@@ -305,17 +295,14 @@ class TensorDecoder:
     def decode_stage(
         self, tables: PriorTables, offset: Tensor | None, scale: Tensor | None, shape: tuple[int, int]
     ) -> Tensor:
-        """See `BatchDecoder`."""
         integers, offset, scale = _on_device(tables, offset, scale, self._device)
         return rans_decode(integers, offset, scale, (len(self._streams.lanes), *shape), self._streams)
 
     @property
     def words_read(self) -> Tensor:
-        """See `BatchDecoder`."""
         return self._streams.position.clone()
 
     def finish(self) -> None:
-        """See `BatchDecoder`."""
         at = self._streams
         wrong = (at.states != LOWEST).sum(1)
         for read, limit, lanes, bad in torch.stack([at.position, at.limits, at.lanes, wrong], 1).tolist():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -22,7 +22,6 @@ from PIL import TiffImagePlugin as tiff
 from mcodec.container import TILE, Kind
 from mcodec.errors import ImageError, LossWarning
 from mcodec.files import atomic
-from mcodec.files import write_bytes as _write_bytes
 from mcodec.image.metadata import Metadata
 from mcodec.image.raster import Raster, eight_bits, to_raster
 from mcodec.image.reading import WIDE
@@ -40,13 +39,7 @@ IN_BANDS = ("PPM", "TIFF")
 _ALPHA = {"PNG", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA", "ICO"}
 _GREY16 = {"PNG", "TIFF", "PPM", "JPEG2000"}
 _RGB16 = {"PNG", "TIFF", "PPM"}
-_METADATA = {
-    "PNG": ("icc", "exif", "xmp"),
-    "JPEG": ("icc", "exif", "xmp"),
-    "WEBP": ("icc", "exif", "xmp"),
-    "AVIF": ("icc", "exif", "xmp"),
-    "TIFF": ("icc", "exif", "xmp"),
-}
+_METADATA = {"PNG", "JPEG", "WEBP", "AVIF", "TIFF"}
 #: Formats for which Pillow parses EXIF rather than writing it as it is.
 _PARSED = {"TIFF", "AVIF"}
 #: (least, greatest) side of icons: to others Pillow scales the picture.
@@ -84,7 +77,7 @@ def write_image(picture: Image.Image | Raster, path: str | Path, replace: bool =
 
 @contextmanager
 def writes_to(target: str | Path) -> Iterator[None]:
-    """ImageError, with the target's name, for whatever Pillow or the system has against a picture."""
+    """ImageError, with the target's name, for whatever Pillow or the system has against what is written."""
     try:
         yield
     except FileExistsError:
@@ -118,22 +111,6 @@ def _save(picture: Image.Image | Raster, file: BinaryIO, form: str, name: str, o
         image.save(file, form, **_options(raster.metadata, form), **options)
 
 
-def write_bytes(
-    path: str | Path, data: bytes, check: Callable[[bytes], None] | None = None, replace: bool = True
-) -> None:
-    """A file, whole or not at all; ImageError where the folder or disk refuses.
-
-    check: gets what the file holds, read back, before the file takes its name; it may raise. replace: False for a
-    FileExistsError where there is a file.
-    """
-    try:
-        _write_bytes(path, data, check, replace)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise ImageError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def _fitted(raster: Raster, form: str) -> tuple[Raster, list[str]]:
     """What the format can hold of it, and what it cannot; ImageError where it cannot hold a picture of this size."""
     width, height = raster.size
@@ -153,11 +130,10 @@ def _fitted(raster: Raster, form: str) -> tuple[Raster, list[str]]:
         lost.append("16 bits")
     if form == "GIF" and not raster.kind.grey and raster.image().getcolors(GIF_COLOURS) is None:
         lost.append(f"more than {GIF_COLOURS} colours")
-    held = _METADATA.get(form, ())
-    missing = [name for name in ("icc", "exif", "xmp") if getattr(raster.metadata, name) and name not in held]
-    if missing:
-        raster = replace(raster, metadata=replace(raster.metadata, **dict.fromkeys(missing)))
-        lost += [{"icc": "the colour profile", "exif": "EXIF", "xmp": "XMP"}[name] for name in missing]
+    if form not in _METADATA:
+        said = {"icc": "the colour profile", "exif": "EXIF", "xmp": "XMP"}
+        lost += [text for name, text in said.items() if getattr(raster.metadata, name)]
+        raster = replace(raster, metadata=Metadata())
     if raster.metadata.exif and form in _PARSED and not _is_parsed(raster.metadata.exif):
         raster = replace(raster, metadata=replace(raster.metadata, exif=None))
         lost.append("EXIF that cannot be parsed")

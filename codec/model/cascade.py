@@ -67,9 +67,9 @@ class Trained:
 
     picture: Tensor  # [B, 3, H, W]
     bits: Tensor  # [B], as optimised
+    commitment: Tensor  # [B], squared distance of latents to their codewords, summed
+    overload: Tensor  # scalar, steps beyond the codebooks' radius
     stage_bits: list[Tensor] = field(default_factory=list)  # [B] each, as coded (hard codes where defined)
-    commitment: Tensor | None = None  # [B], squared distance of latents to their codewords, summed
-    overload: Tensor | None = None  # scalar, steps beyond the codebooks' radius
     used: list[Tensor] = field(default_factory=list)  # share of codewords used in the batch, per stage
 
 
@@ -148,7 +148,7 @@ class Stage(nn.Module):
 
 
 class Cascade(nn.Module):
-    """The whole model. `forward` trains; `encode` and `decode` are the two halves a codec calls."""
+    """The whole model. `forward` trains; a codec calls `encode`, and `read` and `synthesize` to decode."""
 
     precision: Tensor
 
@@ -244,11 +244,6 @@ class Cascade(nn.Module):
             state.update(index, value)
         return state.s
 
-    @torch.no_grad()
-    def decode(self, height: int, width: int, level: Tensor, read: Callable[..., Tensor]) -> Tensor:
-        """`read(index, offset, scale)` returns codes `[B, M, h, w]`. Returns the synthesis state."""
-        return self.synthesize(self.read(height, width, level, read), height, width, level)
-
     # ---- training -----------------------------------------------------------------------------------------
 
     def forward(
@@ -269,8 +264,7 @@ class Cascade(nn.Module):
         """
         weights = shares(level)
         features = self.analysis(x, weights)
-        out = Trained(picture=x, bits=x.new_zeros(len(x)))
-        out.commitment, out.overload = x.new_zeros(len(x)), x.new_zeros(())
+        out = Trained(x, x.new_zeros(len(x)), x.new_zeros(len(x)), x.new_zeros(()))
         relaxed = {"noise": self._noise, "gumbel": self._gumbel}
 
         def choose(index: int, state: Tensor, offset: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -294,7 +288,6 @@ class Cascade(nn.Module):
         if offset is None or scale is None:
             raise ValueError("the noise relaxation needs a conditional prior")
         bounded, least = book.bounded(latents), self.config.sigma_min
-        assert out.overload is not None
         out.overload = out.overload + book.overload(latents)
         rounded = bounded.detach().round()
         bits = noisy_bits(bounded + torch.rand_like(bounded) - 0.5, offset, scale, least)
@@ -334,7 +327,6 @@ class Cascade(nn.Module):
         out.stage_bits.append(bits.detach())
         codes = flat.unflatten(2, latents.shape[-2:])
         value = book.lookup(codes)
-        assert out.commitment is not None and out.overload is not None
         out.overload = out.overload + book.overload(latents)
         out.commitment = out.commitment + (latents - value.detach()).square().sum((1, 2, 3))
         out.used.append(_used(codes, book))

@@ -145,20 +145,16 @@ class ModelConfig:
             raise ModelError(f"not a model configuration: {error}") from error
 
 
-def _square(side: int) -> int:
-    return side * side
-
-
 #: Coarse stages have few symbols and wide supports: large codebooks cost nothing there. At stride 8 the stages take
 #: 160 of the 192 coefficients of an 8x8 block: with 64, textured pictures do not pass 31 dB whatever the rate.
 _STAGES = (
-    StageConfig(64, groups=12, codewords=_square(41)),
-    StageConfig(32, groups=12, codewords=_square(41)),
-    StageConfig(16, groups=24, codewords=_square(31)),
-    StageConfig(8, groups=8, codewords=_square(31)),
-    StageConfig(8, groups=16, codewords=_square(21)),
-    StageConfig(8, groups=24, codewords=_square(15)),
-    StageConfig(8, groups=32, codewords=_square(11)),
+    StageConfig(64, groups=12, codewords=41**2),
+    StageConfig(32, groups=12, codewords=41**2),
+    StageConfig(16, groups=24, codewords=31**2),
+    StageConfig(8, groups=8, codewords=31**2),
+    StageConfig(8, groups=16, codewords=21**2),
+    StageConfig(8, groups=24, codewords=15**2),
+    StageConfig(8, groups=32, codewords=11**2),
 )
 
 

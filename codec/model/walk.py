@@ -80,9 +80,8 @@ class SynthesisState:
         self.stride = model.stage(0).stride
         whole = Box(0, 0, height // self.stride, width // self.stride)
         self.box = window.around[0] if window else whole
-        grid = self.box.bottom - self.box.top, self.box.right - self.box.left
         channels = model.config.channels[self.stride]
-        s = torch.zeros(len(level), channels, *grid, device=model.precision.device)
+        s = torch.zeros(len(level), channels, *self.box.size, device=model.precision.device)
         self.s = s.contiguous(memory_format=torch.channels_last)  # see kernels.residual_block.pointwise
 
     def at(self, index: int) -> Tensor:

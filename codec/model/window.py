@@ -27,6 +27,11 @@ class Box(NamedTuple):
     bottom: int
     right: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.bottom - self.top, self.right - self.left
+
     def grown(self, reach: int, height: int, width: int) -> Box:
         """With a margin of `reach`, within a grid of height x width."""
         return Box(
@@ -64,16 +69,11 @@ def reach(*modules: nn.Module) -> int:
     return sum(max(c.kernel_size) // 2 * max(c.dilation) for c in convolutions)
 
 
-def _lap(model: Cascade) -> int:
-    """How many pixels away the filter across block borders looks."""
-    return model.synthesis.lapped.size - 1 if model.synthesis.lapped else 0
-
-
 def window(model: Cascade, region: Box, height: int, width: int) -> Window:
     """The stages' parts that `region` (pixels) of a padded picture of height x width needs."""
     stages = [model.stage(index) for index in range(len(model.stages))]
     stride = stages[-1].stride
-    pixels, at = _lap(model), stride
+    pixels, at = model.synthesis.lapped.size - 1 if model.synthesis.lapped else 0, stride
     for up, blocks in zip(model.synthesis.up, model.synthesis.blocks, strict=True):
         pixels += at * reach(up) + at // 2 * reach(blocks)
         at //= 2

@@ -13,6 +13,8 @@ import torch
 from mcodec import __version__, weights
 from mcodec.errors import TrainingError
 from mcodec.model import Cascade, ModelConfig
+from mcodec.model.context import IntegerLayer
+from mcodec.model.layers import Lapped, Pointwise
 from mcodec.training import units
 from mcodec.training.checkpoint import read as read_checkpoint
 from mcodec.training.data import load_pictures, validation_batch
@@ -41,7 +43,8 @@ def load_average(checkpoint: Path) -> tuple[Cascade, dict[str, Any]]:
             for name, parameter in model.named_parameters():
                 parameter.copy_(state["average"][name])
     except (RuntimeError, KeyError) as error:
-        raise TrainingError(f"checkpoint {checkpoint} is not of this version's model: {_first_line(error)}") from error
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"checkpoint {checkpoint} is not of this version's model: {reason}") from error
     units.fold(model)
     return model.eval(), state
 
@@ -68,10 +71,6 @@ def prune(model: Cascade, pictures: Sequence[str | Path]) -> float:
     return units.prune(model, run)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
 def multiplications(model: Cascade, size: int = 512) -> dict[str, float]:
     """Multiply-accumulates per pixel of encoding and decoding, in thousands, counted on a size x size picture."""
     count = [0]
@@ -82,9 +81,6 @@ def multiplications(model: Cascade, size: int = 512) -> dict[str, float]:
             return
         weight: torch.Tensor = module.weight  # type: ignore[assignment]
         count[0] += weight[0].numel() * output.numel()
-
-    from mcodec.model.context import IntegerLayer
-    from mcodec.model.layers import Lapped, Pointwise
 
     hooked = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | Pointwise | IntegerLayer | Lapped)]
     handles = [m.register_forward_hook(hook) for m in hooked]
@@ -100,7 +96,7 @@ def multiplications(model: Cascade, size: int = 512) -> dict[str, float]:
         model.encode(x, level, codes)
         result["encode"] = round(count[0] / size**2 / 1000, 1)
         count[0] = 0
-        model.synthesis(model.decode(size, size, level, codes), level)
+        model.synthesis(model.synthesize(model.read(size, size, level, codes), size, size, level), level)
         result["decode"] = round(count[0] / size**2 / 1000, 1)
     for handle in handles:
         handle.remove()

@@ -236,11 +236,9 @@ class Trainer:
         distortion = error if shape.distortion == "mse" else dissimilarity(out.picture, x)
         loss = shape.lam(level.float()) * shape.distortion_weight * distortion
         if not self.gumbel:
-            assert out.commitment is not None
             beta = self.config.commitment * self.config.beta / math.log(2)
             loss = loss + (out.bits + beta * out.commitment) / pixels
         weight = loss.detach().clamp(min=1e-4) ** -self.config.balance  # BD-rate is of relative changes too
-        assert out.overload is not None
         return (weight * loss).mean() + OVERLOAD * out.overload / (pixels * len(x)), error.detach()
 
     def train_step(self, quiet: bool = False) -> dict[str, Any]:
