@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -185,8 +183,6 @@ def _encode_file(
     from mcodec.image import read_raster, writes_to
     from mcodec.rate import Target, find
 
-    if not force:
-        _check_free(target)
     raster = read_raster(read(source) if source == STREAM else source)
     began = time.perf_counter()
     check: Callable[[bytes], None] | None = None
@@ -274,8 +270,6 @@ def decode(
             from mcodec.container import unpack
             from mcodec.image import format_of
 
-            if not force:
-                _check_free(target)
             data = read(source)
             try:  # what is wrong with a file is said before weights are loaded
                 file = unpack(data, partial, max_pixels)
@@ -327,12 +321,6 @@ def _decode_file(
     text = f"{width} x {height}, {size:,} bytes, {seconds:.2f} s"
     report = {"width": width, "height": height, "bytes": size, "seconds": seconds}
     return {**report, "notes": list(raster.notes), "text": text}
-
-
-def _check_free(target: Path) -> None:
-    """FileExistsError where a file is there by now: a run may take hours, and others may write there."""
-    if target != STREAM and target.exists():
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
 def _run(

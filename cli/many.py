@@ -104,7 +104,7 @@ def run(
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, disable=not console.is_terminal or not todo) as bar:
         task = bar.add_task("files", total=len(todo))
-        for source, target, result in _results(todo, prepare, jobs) if todo else ():
+        for source, target, result in _results(todo, prepare, jobs, force) if todo else ():
             bar.advance(task)
             status = "skipped" if result is None else "failed" if isinstance(result, str) else "done"
             counts[status] += 1
@@ -138,7 +138,9 @@ def line(source: Path, target: Path | None, status: str, report: dict[str, Any])
     return json.dumps({"source": str(source), "target": str(target), "status": status, **report})
 
 
-def _results(todo: Plan, prepare: Callable[[], Work], jobs: int | None) -> Iterator[tuple[Path, Path, Outcome]]:
+def _results(
+    todo: Plan, prepare: Callable[[], Work], jobs: int | None, force: bool
+) -> Iterator[tuple[Path, Path, Outcome]]:
     import torch
 
     work = prepare()
@@ -152,7 +154,7 @@ def _results(todo: Plan, prepare: Callable[[], Work], jobs: int | None) -> Itera
     try:
         while True:
             for source, target in queue:
-                waiting[pool.submit(_guarded, work, source, target)] = source, target
+                waiting[pool.submit(_guarded, work, source, target, force)] = source, target
                 if len(waiting) >= 2 * jobs:
                     break
             if not waiting:
@@ -164,12 +166,14 @@ def _results(todo: Plan, prepare: Callable[[], Work], jobs: int | None) -> Itera
         torch.set_num_threads(before)
 
 
-def _guarded(work: Work, source: Path, target: Path) -> Outcome:
+def _guarded(work: Work, source: Path, target: Path, force: bool) -> Outcome:
+    if target.exists() and not force:  # by now: a run may take hours, and others may write there
+        return None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             return work(source, target)
-        except FileExistsError:  # another program, or another run of this one, was there first
+        except FileExistsError:  # or since the work on it began
             return None
     except Exception as error:
         if (text := reason(error)) is None:
