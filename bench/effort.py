@@ -1,6 +1,7 @@
 """What the encoder's search gives and takes: BD-rate and time of each effort on a folder of pictures.
 
-Real files, PSNR in RGB per picture, means over pictures per quality. Decoding is the same for all efforts.
+Real files, in RGB per picture, means over pictures per quality: PSNR, or MS-SSIM of weights trained for it. Decoding is
+the same for all efforts.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mcodec import rate
 from mcodec.bench.bd import Curve, NotComparable, delta
+from mcodec.bench.metrics import METRICS
 from mcodec.errors import BenchError
 from mcodec.model import level_of
 
@@ -31,6 +32,7 @@ class Measured:
     effort: int
     curve: Curve
     seconds: float
+    metric: str = "psnr"
 
 
 def measure(
@@ -42,19 +44,23 @@ def measure(
 ) -> list[Measured]:
     """Every effort at every quality on pictures `[H, W, 3]`; `advance` is called after each file.
 
-    Raises BenchError, before anything is measured, for qualities that give no curve.
+    Raises BenchError, before anything is measured, for qualities that give no curve and pictures too small for the
+    metric.
     """
+    metric = METRICS["psnr" if codec.model.config.distortion == "mse" else "ms-ssim"]
     try:
         levels = {level_of(quality) for quality in qualities}
     except ValueError as error:
         raise BenchError(str(error)) from error
     if len(levels) < max(2, len(qualities)):
         raise BenchError("a curve needs at least two qualities, and no two of the same level")
+    if any(metric.compute(picture, picture) is None for picture in pictures):
+        raise BenchError(f"pictures are too small for {metric.title}")
     codec.encode(pictures[0], qualities[0])  # a warm-up
     pixels = sum(picture[..., 0].size for picture in pictures)
     found = []
     for effort in efforts:
-        bpp, psnr, seconds = [], [], 0.0
+        bpp, fidelity, seconds = [], [], 0.0
         for quality in qualities:
             rates, values = [], []
             for picture in pictures:
@@ -62,11 +68,14 @@ def measure(
                 data = codec.encode(picture, quality, effort=effort)
                 seconds += time.perf_counter() - began
                 rates.append(8 * len(data) / picture[..., 0].size)
-                values.append(rate.psnr(picture, codec.decode_array(data), 255))
+                value = metric.compute(picture, np.asarray(codec.decode(data)))
+                assert value is not None
+                values.append(value)
                 advance(effort)
             bpp.append(float(np.mean(rates)))
-            psnr.append(float(np.mean(values)))
-        found.append(Measured(effort, Curve(bpp, psnr), seconds * 1e6 / (pixels * len(qualities))))
+            fidelity.append(metric.shown(float(np.mean(values))))
+        took = seconds * 1e6 / (pixels * len(qualities))
+        found.append(Measured(effort, Curve(bpp, fidelity), took, metric.name))
     return found
 
 
@@ -80,7 +89,8 @@ def _gain(first: Measured, one: Measured) -> str:
 def table(found: Sequence[Measured]) -> str:
     """As Markdown, against the first of them."""
     first = found[0]
-    head = f"| effort | BD-rate against effort {first.effort} | seconds per Mpx | times as long |"
+    gain = f"BD-rate ({METRICS[first.metric].title}) against effort {first.effort}"
+    head = f"| effort | {gain} | seconds per Mpx | times as long |"
     lines = [head, "| --- | --- | --- | --- |"]
     for one in found:
         lines.append(f"| {one.effort} | {_gain(first, one)} | {one.seconds:.1f} | {one.seconds / first.seconds:.1f} |")

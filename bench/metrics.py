@@ -28,10 +28,11 @@ def psnr(a: Pixels, b: Pixels) -> float:
 
 
 def ms_ssim(a: Pixels, b: Pixels) -> float | None:
-    """Multi-scale structural similarity in RGB, 0..1; None for pictures too small for it (`rate.MS_SSIM_SIDE`)."""
+    """Multi-scale structural similarity in RGB, 0..1; None for pictures too small for it (sides below `SIDE`)."""
     from mcodec import rate
+    from mcodec.model.similarity import SIDE
 
-    return rate.ms_ssim(a, b, 255) if min(a.shape[:2]) >= rate.MS_SSIM_SIDE else None
+    return rate.ms_ssim(a, b, 255) if min(a.shape[:2]) >= SIDE else None
 
 
 @cache
@@ -87,6 +88,16 @@ class Metric:
     shown: Callable[[float], float] = _same  # CompressAI's order: mean first, decibels after
     higher_is_better: bool = True
     prepare: Callable[[], object] = lambda: None  # what may fail before anything is measured
+
+    @property
+    def title(self) -> str:
+        """The label without the unit."""
+        return self.label.partition(", ")[0]
+
+    @property
+    def unit(self) -> str:
+        """That of the label, if it has one."""
+        return self.label.partition(", ")[2]
 
 
 METRICS = {

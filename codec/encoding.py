@@ -16,9 +16,10 @@ from mcodec.container import Kind
 from mcodec.decoding import place_codes, read_tiles, stage_ends
 from mcodec.engine import Engine
 from mcodec.image import Raster, Samples
-from mcodec.image.pixels import from_tensor, window_tensor
+from mcodec.image.pixels import from_tensor, to_tensor, window_tensor
 from mcodec.model import search, shifts
 from mcodec.model.cascade import BETA
+from mcodec.model.similarity import dissimilarity
 from mcodec.model.walk import Seams
 from mcodec.model.window import Box
 
@@ -224,12 +225,14 @@ def _encode(
 def _cost(
     engine: Engine, picture: Tensor, window: Samples, kind: Kind, level: int, inner: Box, stream: bytes
 ) -> float:
-    """lambda * 255^2 * squared error + bits of a tile, from the synthesis of its window `[3, H', W']`."""
-    decoded = from_tensor(picture, window.shape[0], window.shape[1], kind)
-    tile = slice(inner.top, inner.bottom), slice(inner.left, inner.right)
-    error = (decoded[tile].astype(np.float64) - window[tile]) * (255 / np.iinfo(window.dtype).max)
-    pixels = error.shape[0] * error.shape[1]
-    return engine.model.config.lam(level) * float(np.square(error).mean()) * pixels + 8 * len(stream)
+    """Distortion and bits of a tile, as the search weighs them, from the synthesis of its window `[3, H', W']`."""
+    config, tile = engine.model.config, (slice(inner.top, inner.bottom), slice(inner.left, inner.right))
+    a, b = from_tensor(picture, window.shape[0], window.shape[1], kind)[tile], window[tile]
+    if config.distortion == "mse":
+        error = float(np.square((a.astype(np.float64) - b) / np.iinfo(b.dtype).max).mean())
+    else:
+        error = float(dissimilarity(to_tensor(a, 1), to_tensor(b, 1)))
+    return config.lam(level) * config.distortion_weight * error * b.shape[0] * b.shape[1] + 8 * len(stream)
 
 
 def _results(coder: entropy.BatchEncoder, moves: list[Tensor]) -> _Results:

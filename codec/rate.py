@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from mcodec.errors import CodecError, TargetError
+from mcodec.errors import TargetError
 from mcodec.image import Picture, Raster, to_raster
-from mcodec.model import quality_of
+from mcodec.model import quality_of, similarity
 from mcodec.model.config import LEVELS
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ CLOSE = 0.003
 TURNS = 3
 #: Levels that are tried where the highest falls short.
 BACK = (240, 216, 192)
-#: The shortest side that MS-SSIM takes: it halves the picture four times under a window of 11, and wants more than 160.
-MS_SSIM_SIDE = 161
 
 MEASURES = tuple(TOLERANCE)
 
@@ -178,12 +176,9 @@ def psnr(a: np.ndarray, b: np.ndarray, peak: float) -> float:
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray, peak: float) -> float:
-    """MS-SSIM (Wang, Simoncelli, Bovik, 2003) by pytorch-msssim; CodecError where it is missing or sides too short."""
-    try:
-        from pytorch_msssim import ms_ssim as implementation
-    except ImportError as error:
-        raise CodecError("MS-SSIM needs pytorch-msssim: pip install 'mcodec[targets]'") from error
-    if min(a.shape[:2]) < MS_SSIM_SIDE:
-        raise TargetError(f"MS-SSIM is defined from sides of {MS_SSIM_SIDE} pixels on, got {a.shape[1]}x{a.shape[0]}")
+    """MS-SSIM (see `mcodec.model.similarity`) of arrays `[H, W]` or `[H, W, C]`; TargetError for sides too short."""
+    if min(a.shape[:2]) < similarity.SIDE:
+        side = f"sides of {similarity.SIDE} pixels"
+        raise TargetError(f"MS-SSIM is defined from {side} on, got {a.shape[1]}x{a.shape[0]}")
     x, y = (torch.from_numpy(v.reshape(*v.shape[:2], -1).astype(np.float32)).permute(2, 0, 1)[None] for v in (a, b))
-    return float(implementation(x, y, data_range=peak))
+    return float(similarity.ms_ssim(x, y, peak))

@@ -22,6 +22,7 @@ from mcodec.bench.pictures import look
 from mcodec.bench.protocol import Unavailable
 from mcodec.bench.rd import Runner, matched, plan
 from mcodec.errors import BenchError
+from mcodec.model.similarity import SIDE
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,7 +77,7 @@ def test_ms_ssim() -> None:
     a = np.random.default_rng(0).integers(0, 256, (161, 170, 3)).astype(np.uint8)
     assert metrics.ms_ssim(a, a) == pytest.approx(1, abs=1e-6)
     assert (metrics.ms_ssim(a, a ^ 64) or 1) < 0.99
-    assert rate.MS_SSIM_SIDE == 161 and metrics.ms_ssim(a[:160], a[:160]) is None
+    assert SIDE == 161 and metrics.ms_ssim(a[:160], a[:160]) is None
     with pytest.raises(AssertionError, match="larger than 160"):  # so the library says
         library.ms_ssim(*[torch.zeros(1, 3, 160, 170)] * 2)
     assert metrics.METRICS["ms-ssim"].shown(0.99) == pytest.approx(20)
@@ -397,27 +398,35 @@ def test_readme_table_is_current() -> None:
 
     committed = readme.read(ROOT / "bench/results/kodak.json")
     text = (ROOT / "README.md").read_text()
-    assert readme.insert(text, readme.section(committed)) == text
+    assert readme.fill(text, ROOT / "bench/results") == text
     sha256 = weights.read_card(weights.find())["sha256"]
     assert committed["curves"]["mcodec"]["version"].endswith(f"weights {sha256[:16]}")
     assert set(committed["pictures"]) == anchors.KODAK
 
 
-def test_readme_with_efforts() -> None:
+def test_readme_with_efforts(tmp_path: Path) -> None:
     """What more effort gives against published curves stands beside, and the command says how to measure it."""
     summary = readme.read(ROOT / "bench/results/kodak.json")
     curves = {name: curve for name, curve in summary["curves"].items() if not name.startswith("mcodec@")}
-    summary["curves"] = {"mcodec@5": {**curves["mcodec"], "results": {"quality": [10, 20.5], "bpp": [1, 2]}}, **curves}
+    other = {**curves["mcodec"], "results": {"quality": [10, 20.5], "bpp": [1, 2]}}
+    summary["curves"] = {"mcodec": curves.pop("mcodec"), "mcodec@5": other, **curves}
     for found in summary["bd_psnr_published"].values():
         found["mcodec@5"] = {"rate_percent": -12.34, "psnr_interval": [30, 40]}
-    text = readme.section(summary)
+    (tmp_path / "some.json").write_text(json.dumps(summary))
+    text = readme.fill("before\n<!-- results some.json psnr -->\nold\n<!-- /results -->\nafter", tmp_path)
+    assert text.startswith("before\n<!-- results some") and text.endswith("`.\n<!-- /results -->\nafter")
     assert text.count(" | -12.3 % | 30.0 to 40.0 |\n") == len(summary["bd_psnr_published"])
-    assert f"--codecs mcodec@5,{','.join(curves)} --qualities mcodec@5=10,20.5`" in text
+    assert f"--codecs mcodec,mcodec@5,{','.join(curves)} --qualities mcodec@5=10,20.5`" in text
 
 
-def test_readme_without_markers(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="kodak-table"):
-        readme.insert("# Nothing here", "table")
+def test_readme_without_results(tmp_path: Path) -> None:
+    for text, said in (
+        ("# Nothing here", "no <!-- results FILE METRIC"),
+        ("<!-- results x.json lpips -->\n\n<!-- /results -->", "by psnr or ms-ssim, not by 'lpips'"),
+        ("<!-- results none.json psnr -->\n\n<!-- /results -->", r"cannot read results from .*none\.json"),
+    ):
+        with pytest.raises(BenchError, match=said):
+            readme.fill(text, tmp_path)
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(BenchError, match=r"x\.json is no results file"):
         readme.read(tmp_path / "x.json")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from tiny import TINY, TINY_UMGM, lively
 
 from mcodec import rate
 from mcodec.api import Codec
+from mcodec.errors import CodecError
 from mcodec.image import to_raster
 from mcodec.model import Cascade, level_of
 from mcodec.model.search import STEPS, Search, steps_of
@@ -32,20 +36,56 @@ def cost(codec: Codec, array: NDArray[np.uint8], data: bytes, quality: float) ->
     return codec.model.config.lam(level_of(quality)) * error + 8 * len(data)
 
 
+def cost_in_similarity(codec: Codec, array: NDArray[np.uint8], data: bytes, quality: float) -> float:
+    """J = lambda * 1250 * (1 - MS-SSIM) + bits, edges repeated up to 161 pixels."""
+    pixels, missing = array.shape[0] * array.shape[1], [(0, max(0, 161 - side)) for side in array.shape[:2]]
+    pairs = (
+        np.pad(x.reshape(*x.shape[:2], -1), [*missing, (0, 0)], mode="edge") for x in (array, codec.decode_array(data))
+    )
+    error = 1 - rate.ms_ssim(*pairs, 255)
+    return 1250 * codec.model.config.lam(level_of(quality)) * error * pixels + 8 * len(data)
+
+
+@pytest.fixture
+def similar(plain: Codec) -> Codec:
+    """A codec with weights that count MS-SSIM."""
+    codec = Codec(copy.deepcopy(plain.model), plain.fingerprint)
+    codec.model.config = replace(codec.model.config, distortion="ms-ssim")
+    return codec
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3), (50, 70), (64, 64, 3)], ids=str)
 def test_costs_fall(plain: Codec, picture: Make, shape: tuple[int, ...]) -> None:
     """Never above effort 1, and on pictures of some size below it; grey as well."""
+    check_costs(plain, picture, shape, cost)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (50, 70), (170, 200, 3)], ids=str)
+def test_costs_fall_in_similarity(similar: Codec, picture: Make, shape: tuple[int, ...]) -> None:
+    """As those in squared error do, of pictures that are too small for MS-SSIM as well."""
+    pytest.importorskip("pytorch_msssim")
+    check_costs(similar, picture, shape, cost_in_similarity)
+
+
+def check_costs(codec: Codec, picture: Make, shape: tuple[int, ...], cost: Callable[..., float]) -> None:
     least, most = [], []
     for seed, quality in enumerate((10, 30)):
         array = picture(*shape[:2], seed)
         array = array[:, :, 0].copy() if len(shape) == 2 else array
-        first, *others = (cost(plain, array, plain.encode(array, quality, effort=e), quality) for e in (1, 4, 9))
-        assert max(others) <= first
+        first, *others = (cost(codec, array, codec.encode(array, quality, effort=e), quality) for e in (1, 4, 9))
+        assert max(others) <= first * (1 + 1e-6)
         least.append(others[0] / first)
         most.append(others[1] / first)
     if shape[0] > 1:  # of a pixel, the rounding of its samples decides
         assert np.mean(most) <= np.mean(least)
         assert np.mean(most) < 0.999
+
+
+def test_similarity_takes_its_library(similar: Codec, picture: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
+    assert similar.encode(picture(40, 40))
+    with pytest.raises(CodecError, match="pip install pytorch-msssim"):
+        similar.encode(picture(40, 40), effort=2)
 
 
 def test_effort_1_is_the_default_and_searches_nothing(
@@ -184,6 +224,21 @@ def test_bench(plain: Codec, picture: Make) -> None:
     rows = table(found).splitlines()
     # whether an untrained model gains is chance: what the search lowers is tested above
     assert len(rows) == 4 and rows[2].startswith("| 1 | +0.0 %") and re.match(r"\| 5 \| [+-]\d+\.\d % \|", rows[3])
+    assert "(PSNR)" in rows[0]
+
+
+def test_bench_measures_what_weights_are_for(similar: Codec, picture: Make) -> None:
+    from mcodec.bench.effort import measure as measured
+    from mcodec.bench.effort import table
+    from mcodec.errors import BenchError
+
+    array = picture(161, 161)
+    found = measured(similar, [array], (1,), (20, 60))
+    fidelity = [rate.ms_ssim(array, similar.decode_array(similar.encode(array, q)), 255) for q in (20, 60)]
+    assert found[0].curve.quality == pytest.approx([-10 * np.log10(1 - value) for value in fidelity])
+    assert "(MS-SSIM)" in table(found)
+    with pytest.raises(BenchError, match="too small for MS-SSIM"):
+        measured(similar, [picture(160, 161)], (1,), (20, 60))
 
 
 @pytest.mark.parametrize(

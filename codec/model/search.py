@@ -5,6 +5,7 @@ takes the latents z of the finest stages, which hold most of the bits, as free v
 
     J = lambda * 255^2 * squared error + bits
 
+(for weights trained for MS-SSIM, lambda * 1250 * (1 - MS-SSIM) in place of the first term)
 through the frozen decoder by gradient steps (Campos et al., "Content adaptive optimization for neural image
 compression", 2019). Codes are whole steps, so z is drawn back to them ever more strongly: a value a share p of the way
 from one to the next that is sent as either with probabilities 1 - p and p adds h p (1 - p) to the expected error,
@@ -28,6 +29,7 @@ from mcodec.model import shifts
 from mcodec.model.cascade import Cascade
 from mcodec.model.config import LEVELS
 from mcodec.model.prior import noisy_bits
+from mcodec.model.similarity import dissimilarity
 from mcodec.model.walk import ContextState, Seams, SynthesisState
 
 #: Gradient steps of efforts 1 to 9; each takes a little longer than an encoding without any.
@@ -44,6 +46,8 @@ RATE = 0.35
 FIRST_PENALTY, LAST_PENALTY = (2.0, 1.0), 8.0
 #: No latent moves further in one step (in quantization steps).
 REACH = 0.25
+#: By how much latents are moved to see what that costs in similarity (in quantization steps).
+PROBE = 0.5
 
 
 def steps_of(effort: int) -> int:
@@ -54,9 +58,8 @@ def steps_of(effort: int) -> int:
 
 
 def searchable(model: Cascade) -> bool:
-    """Whether the weights have what the search needs: a conditional prior, codes assigned by it, squared error."""
-    config = model.config
-    return config.prior == "mixture" and config.assignment == "entropy" and config.distortion == "mse"
+    """Whether the weights have what the search needs: a conditional prior, and codes assigned by it."""
+    return model.config.prior == "mixture" and model.config.assignment == "entropy"
 
 
 class Search:
@@ -64,7 +67,7 @@ class Search:
 
     x: `[B, 3, H, W]` in -0.5..0.5, padded; level: `[B]`; sizes: (height, width) of what is shown of each: errors in
     the padding cost nothing; grey: which of them decode to the mean of the channels; moves: the shift of each stage's
-    scales, `[B]` each; seams as in `Cascade.encode`.
+    scales, `[B]` each; seams as in `Cascade.encode`. CodecError where MS-SSIM is needed and pytorch-msssim missing.
     """
 
     def __init__(
@@ -80,12 +83,11 @@ class Search:
         self.model, self.x, self.level, self.moves, self.seams = model, x, level, moves, seams
         widest = FREE * model.config.stages[-1].stride
         self.free = [index for index, stage in enumerate(model.config.stages) if stage.stride <= widest]
-        shown = torch.zeros_like(x[:, :1])
-        for item, (height, width) in zip(shown, sizes, strict=True):
+        self._sizes, self._shown = sizes, torch.zeros_like(x[:, :1])
+        for item, (height, width) in zip(self._shown, sizes, strict=True):
             item[:, :height, :width] = 1
-        self._shown = shown
         self._grey = torch.tensor(grey, device=x.device)[:, None, None, None]
-        self._weight = model.config.sample_weight(level)[:, None, None, None]
+        self._squared = model.config.distortion == "mse"
 
     def latents(self, codes: Sequence[Tensor], steps: int) -> dict[int, Tensor]:
         """Better latents of the free stages, `[B, M * d, h, w]` in steps, from the codes of all, `[B, M, h, w]`."""
@@ -122,14 +124,26 @@ class Search:
         context.u = context.u.float()  # gradients pass through it; exact, like any type that holds its integers
         return context, state
 
-    def _error(self, state: SynthesisState, z: Sequence[Tensor]) -> Tensor:
-        """Differences from the original, `[B, 3, H, W]`, 0 in the padding."""
+    def _picture(self, state: SynthesisState, z: Sequence[Tensor]) -> Tensor:
+        """What a decoder would make of latents, before rounding: `[B, 3, H, W]`."""
         state = copy.copy(state)
         for index, value in zip(self.free, z, strict=True):
             state.at(index)
             state.update(index, value)
-        error = self.model.synthesis(state.s, self.level).float() - self.x
-        return torch.where(self._grey, error.mean(1, keepdim=True), error) * self._shown
+        picture = self.model.synthesis(state.s, self.level).float()
+        return torch.where(self._grey, picture.mean(1, keepdim=True), picture)
+
+    def _distortion(self, picture: Tensor) -> Tensor:
+        """The first term of J in bits, of all pictures together."""
+        config = self.model.config
+        if self._squared:
+            error = (picture - self.x) * self._shown
+            return (config.sample_weight(self.level)[:, None, None, None] * error.square()).sum()
+        parts = [
+            height * width * dissimilarity(a[None, :, :height, :width], b[None, :, :height, :width])
+            for a, b, (height, width) in zip(picture, self.x, self._sizes, strict=True)
+        ]
+        return (config.lam(self.level) * config.distortion_weight * torch.cat(parts)).sum()
 
     def _bits(self, context: ContextState, z: Sequence[Tensor]) -> Tensor:
         """Bits of all free stages, each under the prior that the rounded ones before it give."""
@@ -151,7 +165,7 @@ class Search:
         context, state = before
         z = [value.requires_grad_() for value in z]
         # one after the other: the activations of both are not held at once
-        distortion = torch.autograd.grad((self._weight * self._error(state, z).square()).sum(), z)
+        distortion = torch.autograd.grad(self._distortion(self._picture(state, z)), z)
         bits = torch.autograd.grad(self._bits(context, z), z)
         for value in z:
             value.requires_grad_(False)
@@ -163,12 +177,29 @@ class Search:
 
         Of the diagonal of the Gauss-Newton matrix, by one product with random signs (Hutchinson's estimator).
         """
+        generator = torch.Generator().manual_seed(0)
+
+        def signs(like: Tensor) -> Tensor:
+            return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+
         z = [value.requires_grad_() for value in z]
-        error = self._error(before[1], z)
-        signs = torch.randint(0, 2, error.shape, generator=torch.Generator().manual_seed(0)).to(error) * 2 - 1
-        means = [g.square().mean((2, 3), keepdim=True) for g in torch.autograd.grad(error, z, signs)]
+        picture = self._picture(before[1], z)
+        if self._squared:
+            slopes = torch.autograd.grad(picture, z, signs(picture) * self._shown)
+            weight = self.model.config.sample_weight(self.level)[:, None, None, None]
+            products = [weight * slope.square() for slope in slopes]
+        else:
+            # at the original, where the slope of the distortion is 0 and its second derivative what is wanted
+            moves = [PROBE * signs(value) for value in z]
+            with torch.no_grad():
+                change = self._picture(before[1], [v + move for v, move in zip(z, moves, strict=True)]) - picture
+            moved = (self.x + change).requires_grad_()
+            slope = torch.autograd.grad(self._distortion(moved), moved)[0]
+            slopes = torch.autograd.grad(picture, z, slope)
+            products = [move * s / (2 * PROBE**2) for move, s in zip(moves, slopes, strict=True)]
         for value in z:
             value.requires_grad_(False)
-        weight = self._weight / self._shown.mean((2, 3), keepdim=True)
+        share = self._shown.mean((2, 3), keepdim=True)
+        means = [product.mean((2, 3), keepdim=True) / share for product in products]
         # channels without effect would take endless steps
-        return [weight * m.maximum(0.1 * m.mean(1, keepdim=True)).clamp(min=1e-12) for m in means]
+        return [m.maximum(0.1 * m.mean(1, keepdim=True)).clamp(min=1e-12) for m in means]

@@ -26,7 +26,7 @@ from mcodec.model.config import LEVELS, ModelConfig
 from mcodec.model.context import QualityTable
 from mcodec.model.layers import Exact1x1, Pointwise, Response, Spatial
 from mcodec.model.quantizer import Codebooks
-from mcodec.rate import MS_SSIM_SIDE
+from mcodec.model.similarity import SIDE, dissimilarity
 from mcodec.training import units
 from mcodec.training.checkpoint import read as read_checkpoint
 from mcodec.training.config import TrainConfig
@@ -63,22 +63,6 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.13 does not tell
     return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
-
-
-def _ms_ssim() -> Callable[..., Tensor]:
-    try:
-        from pytorch_msssim import ms_ssim
-    except ImportError as error:
-        raise TrainingError(f"MS-SSIM needs pytorch-msssim (pip install '.[train]'): {error}") from error
-    function: Callable[..., Tensor] = ms_ssim
-    return function
-
-
-def dissimilarity(picture: Tensor, x: Tensor) -> Tensor:
-    """1 - MS-SSIM (Wang, Simoncelli, Bovik, 2003) of pictures `[B, 3, H, W]` in -0.5..0.5, `[B]`."""
-    # variances are small differences
-    with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
-        return 1 - _ms_ssim()(picture + 0.5, x + 0.5, data_range=1.0, size_average=False)
 
 
 def _soap(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.Optimizer:
@@ -132,10 +116,8 @@ class Trainer:
         self.model = _start(config).to(self.device)
         if config.crop % (multiple := self.model.config.multiple):
             raise TrainingError(f"crop must be a multiple of {multiple}, got {config.crop}")
-        if (distortion := self.model.config.distortion) == "ms-ssim":
-            _ms_ssim()
-            if config.crop < MS_SSIM_SIDE:
-                raise TrainingError(f"MS-SSIM is defined from sides of {MS_SSIM_SIDE} pixels on: crop is {config.crop}")
+        if (distortion := self.model.config.distortion) == "ms-ssim" and config.crop < SIDE:
+            raise TrainingError(f"MS-SSIM is defined from sides of {SIDE} pixels on: crop is {config.crop}")
         # pointwise and depthwise layers are two to three times faster so, on CPUs as on GPUs
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.gumbel = self.model.config.assignment == "gumbel"
