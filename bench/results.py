@@ -23,6 +23,8 @@ from mcodec.errors import BenchError
 
 #: Rate at which speeds are compared, bits per pixel: the quality nearest to it is taken.
 SPEED_BPP = 0.75
+#: Metrics whose deltas are kept, and what their fields begin with.
+COMPARED = {"psnr": "psnr", "ms-ssim": "ms_ssim"}
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,6 @@ def summary(results: Results, published: Sequence[Published] = ()) -> dict[str, 
     Deltas against published curves only where the pictures are theirs, the 24 of Kodak.
     """
     curves = {}
-    psnr = {m.name: curve for m in results.codecs if (curve := m.curve("psnr", results.pictures))}
     for measured in results.codecs:
         memory = measured.memory
         curves[measured.name] = compressai(results, measured) | {
@@ -182,6 +183,20 @@ def summary(results: Results, published: Sequence[Published] = ()) -> dict[str, 
             "images": {name: _columns(rows) for name, rows in measured.points.items()},
         }
     run = {k: v for k, v in results.run.items() if k not in ("kind", "pictures", "codecs", "crops")}
+    deltas: dict[str, Any] = {}
+    for metric, field in COMPARED.items():
+        if metric in results.metrics:
+            own = {m.name: curve for m in results.codecs if (curve := m.curve(metric, results.pictures))}
+            deltas[f"bd_{field}"] = {
+                name: {other: _figures(anchor, own[other], field) for other in own if other != name}
+                for name, anchor in own.items()
+            }
+            deltas[f"bd_{field}_published"] = {
+                p.name: {"source": p.source}
+                | {name: _figures(p.curves[metric], curve, field) for name, curve in own.items()}
+                for p in (published if set(results.pictures) == KODAK else ())
+                if metric in p.curves
+            }
     return {
         "name": "mcodec",
         "description": "real files, header included; PSNR in RGB per image, then averaged",
@@ -189,14 +204,7 @@ def summary(results: Results, published: Sequence[Published] = ()) -> dict[str, 
         "pictures": results.pictures,
         "left_out": results.left_out,
         "curves": curves,
-        "bd_psnr": {
-            name: {other: _figures(anchor, psnr[other]) for other in psnr if other != name}
-            for name, anchor in psnr.items()
-        },
-        "bd_psnr_published": {
-            p.name: {"source": p.source} | {name: _figures(p.curves["psnr"], curve) for name, curve in psnr.items()}
-            for p in (published if set(results.pictures) == KODAK else ())
-        },
+        **deltas,
     }
 
 
@@ -205,16 +213,16 @@ def _columns(rows: list[Row]) -> dict[str, list[float]]:
     return {"bytes": [r["bytes"] for r in rows], "psnr": [round(r["metrics"]["psnr"], 4) for r in rows]}
 
 
-def _figures(anchor: Curve, test: Curve) -> dict[str, Any]:
-    """BD in PSNR, or why there is none."""
+def _figures(anchor: Curve, test: Curve, field: str) -> dict[str, Any]:
+    """BD, or why there is none."""
     try:
         d = delta(anchor, test)
     except NotComparable as error:
         return {"refused": str(error)}
     return {
         "rate_percent": round(d.rate, 2),
-        "psnr_db": None if math.isnan(d.quality) else round(d.quality, 3),
-        "psnr_interval": [round(v, 2) for v in d.quality_interval],
+        f"{field}_db": None if math.isnan(d.quality) else round(d.quality, 3),
+        f"{field}_interval": [round(v, 2) for v in d.quality_interval],
     }
 
 

@@ -369,7 +369,7 @@ def sheet(images: tuple[Path, ...], bpp: float, names: str, out: Path, device: s
 def effort(
     images: Path, efforts: str, qualities: str, limit: int | None, model: str | None, device: str, threads: int
 ) -> None:
-    """What `encode --effort` gives and takes: BD-rate (PSNR) and seconds per million pixels, as a table."""
+    """What `encode --effort` gives and takes: BD-rate and seconds per million pixels, as a table."""
     from mcodec.bench import machine
     from mcodec.bench.codecs import EFFORTS
     from mcodec.bench.effort import measure, table
@@ -402,13 +402,13 @@ def effort(
 
 @bench.command(epilog=README_EXAMPLES)
 @click.option("--readme", "path", type=FILE, default=Path("README.md"), show_default=True)
-@click.option("--results", type=FILE, default=Path("bench/results/kodak.json"), show_default=True)
+@click.option("--results", type=FOLDER, default=Path("bench/results"), show_default=True)
 def readme(path: Path, results: Path) -> None:
-    """Write the README's table from committed results."""
-    from mcodec.bench.readme import insert, read, section
+    """Write the README's tables from the folder of committed results."""
+    from mcodec.bench.readme import fill
     from mcodec.files import write_bytes
 
-    write_bytes(path, insert(path.read_text(), section(read(results))).encode())
+    write_bytes(path, fill(path.read_text(), results).encode())
 
 
 @bench.command("codecs", epilog=CODECS_EXAMPLES)

@@ -88,7 +88,7 @@ def test_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (root / "README.md").read_text()
     readme = tmp_path / "README.md"
     readme.write_text(text.replace("| quality |", "| stale |"))
-    assert run(capsys, "readme", "--readme", readme, "--results", root / "bench/results/kodak.json")[0] == 0
+    assert run(capsys, "readme", "--readme", readme, "--results", root / "bench/results")[0] == 0
     assert readme.read_text() == text
 
 

@@ -107,8 +107,28 @@ def test_committed_results_name_published_curves(folder: Path, monkeypatch: pyte
     curve = next(m for m in found.codecs if m.name == "steps").curve("psnr", found.pictures)
     expected = delta(published[0].curves["psnr"], curve)
     assert deltas["vtm"]["steps"]["rate_percent"] == round(expected.rate, 2)
-    monkeypatch.setattr("mcodec.bench.readme.SUBJECT", "steps")
     assert f"| vtm | {expected.rate:+.1f} % |" in readme.table(summary)
+    assert "bd_ms_ssim" not in summary  # it was not measured
+
+
+def test_codecs_are_compared_by_similarity_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pytorch_msssim")
+    images = photographs(tmp_path / "images", ((176, 192), (192, 176)))
+    codecs = [Steps(qualities=(1, 2, 4, 8)), Steps(name="other", qualities=(1, 2, 4))]
+    measure(planned(*codecs, metrics=("psnr", "ms-ssim")), images, tmp_path)
+    monkeypatch.setattr("mcodec.bench.results.KODAK", {"a.png", "b.png"})
+    published = anchors.choose(anchors.load("kodak"), ["vtm", "hpcm-large"])
+    summary = results.summary(results.load(tmp_path), published)
+    assert set(summary["bd_psnr_published"]) == {"vtm", "hpcm-large"}
+    assert set(summary["bd_ms_ssim_published"]) == {"vtm"}  # the other has no such curve
+    found = summary["bd_ms_ssim"]["other"]["steps"]
+    squared = summary["bd_psnr"]["other"]["steps"]
+    assert found["rate_percent"] == 0 and found["ms_ssim_interval"] != squared["psnr_interval"]
+    text = readme.table(summary, "ms-ssim")
+    low, high = found["ms_ssim_interval"]
+    assert f"{found['rate_percent']:+.1f} % | {low:.1f} to {high:.1f} |" in text
+    assert "between, dB MS-SSIM" in text and "| vtm |" in text
+    assert "| hpcm-large |" in readme.table(summary)
 
 
 def test_names_cannot_end_the_script(folder: Path) -> None:
