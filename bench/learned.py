@@ -26,6 +26,8 @@ from mcodec.errors import BenchError
 
 #: CompressAI's models halve the picture up to six times.
 STRIDE = 64
+#: Released weights by CompressAI's names of metrics.
+TRAINED_FOR = {"mse": "cascade", "ms-ssim": "cascade-ms-ssim"}
 HASH_DIGITS = 16  # the 8 bytes that a .mci file names its weights by
 
 
@@ -183,8 +185,8 @@ def register() -> None:
     register_model("mcodec")(McodecModel)
 
     def pretrained(quality: int, metric: str = "mse", pretrained: bool = True, progress: bool = False) -> McodecModel:
-        if metric != "mse" or not pretrained:
-            raise ValueError("mcodec has one set of weights, trained for squared error")
-        return McodecModel(quality)
+        if metric not in TRAINED_FOR or not pretrained:
+            raise ValueError(f"mcodec has weights trained for {' and '.join(TRAINED_FOR)}")
+        return McodecModel(quality, TRAINED_FOR[metric])
 
     zoo.image_models["mcodec"] = zoo.models["mcodec"] = pretrained

@@ -38,11 +38,24 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_size_on_disk() -> None:
-    path = weights.find()
+@pytest.mark.parametrize("path", sorted(weights.folder().glob("*.safetensors")), ids=lambda path: path.stem)
+def test_all_released_weights(path: Path, photo: NDArray[np.uint8], tmp_path: Path) -> None:
     assert path.stat().st_size < 40 * 2**20
     card = weights.read_card(path)
     assert card["bytes"] == path.stat().st_size and card["kmac_per_pixel"]["decode"] <= 100
+    assert card["name"] == path.stem and card["training_hours"] > 0
+    codec = mcodec.load(path, "cpu")
+    files = [codec.encode(photo, quality) for quality in (20, 80)]
+    fidelity = []
+    for file in files:
+        (tmp_path / "a.mci").write_bytes(file)
+        picture = mcodec.read(tmp_path / "a.mci", device="cpu")  # by the weights that the file names
+        fidelity.append(psnr(photo, np.asarray(picture)))
+    assert 2 * len(files[0]) < len(files[1]) and fidelity[0] + 3 < fidelity[1]
+    codes = codec.codes(files[1])
+    for name in list(SETTINGS)[1::5]:
+        with setting(codec, name):
+            assert same(codec.codes(files[1]), codes), name
 
 
 def test_200_random_sizes(codec: Codec, photo: NDArray[np.uint8]) -> None:
