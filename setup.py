@@ -91,6 +91,7 @@ setup(
     ],
     extras_require={
         "images": IMAGES,
+        "heic": ["pillow-heif>=1.0"],
         "targets": ["pytorch-msssim>=1.0"],
         "ray": ["ray[data]>=2.40"],
         "url": ["fsspec[http]>=2024.6"],

@@ -6,6 +6,7 @@ import io
 import re
 import struct
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from mcodec import container
 from mcodec.api import Codec
+from mcodec.cli import many
 from mcodec.container import Kind
 from mcodec.errors import CorruptStream, ImageError, LossWarning
 from mcodec.files import write_bytes
@@ -312,6 +314,20 @@ def test_damaged_exif_is_carried() -> None:
     raster = to_raster(image)
     assert raster.size == (5, 3) and raster.metadata.exif == b"garbage!!"
     assert raster.metadata.without_gps().exif is None  # what cannot be parsed might say it
+
+
+@pytest.mark.parametrize(
+    ("field", "block", "kept"),
+    [
+        ("xmp", b"<x>" + b" " * 2**20 + b"</x>", True),
+        ("xmp", (b"<exif:GPS" + b"a" * 100) * 590, False),
+        ("exif", b"MM\0*\0\0\0\x08" + b"\x27\x10" + b"\x88\x25\0\x04\0\0\0\x01\0\0\0\x08" * 10000 + bytes(9), False),
+    ],
+    ids=["spaces", "names", "pointers"],
+)
+def test_crafted_blocks_take_no_longer(field: str, block: bytes, kept: bool) -> None:
+    """It would take hours if every beginning were followed to an end."""
+    assert getattr(Metadata(**{field: block}).without_gps(), field) == (block if kept else None)
 
 
 def test_gps_is_dropped_alone() -> None:
@@ -642,3 +658,41 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match="cannot write"), writes_to(path):
             write_bytes(path, b"")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jpg", "a.png", "a.webp", "folder"]
+
+
+@pytest.mark.parametrize(("field", "most"), [("exif", 65527), ("xmp", 65504)])
+def test_jpeg_leaves_out_what_a_segment_cannot_hold(field: str, most: int, tmp_path: Path) -> None:
+    """Editing histories are long; the picture is worth more."""
+    raster = to_raster(np.zeros((8, 8, 3), np.uint8))
+    for size in (most, most + 1):
+        block = b"MM\0*\0\0\0\x08\0\0\0\0\0\0".ljust(size, b" ")
+        full = replace(raster, metadata=Metadata(**{field: block}))
+        with nullcontext() if size == most else pytest.warns(LossWarning, match=f"{field.upper()} of more than {most}"):
+            write_image(full, tmp_path / f"{size}.jpg")
+        kept = getattr(read_raster(tmp_path / f"{size}.jpg").metadata, field)
+        assert kept == (block if size == most else None)
+
+
+def test_heic(tmp_path: Path) -> None:
+    """Where pillow-heif is installed, pictures of phones are read like others, and written."""
+    pytest.importorskip("pillow_heif")
+    level = np.linspace(0, 255, 64).astype(np.uint8)
+    picture = np.stack([np.tile(level, (48, 1)), np.tile(level[::-1], (48, 1)), np.full((48, 64), 90, np.uint8)], 2)
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    write_image(to_raster(picture), tmp_path / "a.heic")
+    with Image.open(tmp_path / "a.heic") as image:
+        image.save(tmp_path / "in.heic", exif=exif, quality=95)
+    raster = read_raster(tmp_path / "in.heic")
+    assert raster.size == (64, 48) and raster.kind is Kind.RGB8 and b"maker" in (raster.metadata.exif or b"")
+    assert np.abs(np.asarray(raster.samples).astype(int) - picture).mean() < 6
+    assert many.pictures(tmp_path / "in.HEIC")
+
+
+def test_gain_maps_are_said(tmp_path: Path) -> None:
+    """Pillow counts one picture in such a file."""
+    xmp = b'<rdf:Description xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0"/>'
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.jpg", xmp=xmp)
+    assert read_raster(tmp_path / "a.jpg").notes == ("its gain map (HDR) is left out",)
+    Image.new("RGB", (16, 16)).save(tmp_path / "b.jpg", xmp=b"<x/>")
+    assert not read_raster(tmp_path / "b.jpg").notes

@@ -2,7 +2,7 @@
 
 from mcodec.image.metadata import Metadata
 from mcodec.image.raster import Picture, Raster, Samples, to_raster
-from mcodec.image.reading import read_image, read_raster
+from mcodec.image.reading import read_image, read_raster, register
 from mcodec.image.strips import Strips, TensorSamples
 from mcodec.image.writing import IN_BANDS, format_of, save, write_image, writes_to
 
@@ -17,6 +17,7 @@ __all__ = [
     "format_of",
     "read_image",
     "read_raster",
+    "register",
     "save",
     "to_raster",
     "write_image",

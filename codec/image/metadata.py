@@ -24,11 +24,14 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 _PREFIX = b"Exif\0\0"
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>))[2-8]")
 _XMP_GPS = re.compile(
-    rb"\s+exif:GPS\w+\s*=\s*(?:\"[^\"]*\"|'[^']*')|<exif:GPS(\w+)[^>]*?(?:/>|>.*?</exif:GPS\1>)", re.DOTALL
+    rb"(?<!\s)\s+exif:GPS\w+\s*=\s*(?:\"[^\"]*\"|'[^']*')|<exif:GPS(\w+)\b[^<>]*(?:(?<=/)>|>.*?</exif:GPS\1>)",
+    re.DOTALL,
 )
 
 #: A larger packet that names the position is left out as a whole.
 _MOST_XMP = 2**16
+#: A block with more pointers to a position than this is left out as a whole: each moves and wipes what follows it.
+_MOST_POINTERS = 8
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,8 @@ def _exif_without_gps(exif: bytes) -> bytes | None:
     try:
         block, order, first = _open(exif)
         pointers = [place for place, tag, _, _ in _entries(block, order, first) if tag == GPS_IFD]
+        if len(pointers) > _MOST_POINTERS:
+            raise ValueError("too many pointers to a position")
         offsets = [struct.unpack_from(order + "I", block, pointer + 8)[0] for pointer in pointers]
         for pointer in reversed(pointers):  # their places move as entries go
             (count,) = struct.unpack_from(order + "H", block, first)
@@ -205,8 +210,11 @@ def _wipe(block: bytearray, order: str, offset: int) -> None:
 
 
 def _xmp_without_gps(xmp: bytes) -> bytes | None:
-    if len(xmp) > _MOST_XMP and b"GPS" in xmp:
+    if b"GPS" not in xmp:
+        kept = xmp  # nothing to look for, however long
+    elif len(xmp) > _MOST_XMP:
         return None  # the pattern looks for an end behind every beginning
-    kept = _XMP_GPS.sub(b"", xmp)
+    else:
+        kept = _XMP_GPS.sub(b"", xmp)
     # what is left may say it in another way, or in UTF-16, which the pattern does not see
     return None if b"GPS" in kept or b"\0" in kept.rstrip(b"\0") else kept

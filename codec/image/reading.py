@@ -6,8 +6,9 @@ import io
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -24,6 +25,15 @@ from mcodec.image import strips
 from mcodec.image.raster import Raster, Samples, to_raster, turned
 
 WIDE = "16-bit colour needs imagecodecs and tifffile: pip install 'mcodec[images]'"
+
+
+@cache
+def register() -> None:
+    """Have Pillow read and write HEIC where pillow-heif (extra "heic") is installed."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 def read_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
@@ -45,6 +55,9 @@ def read_raster(source: str | Path | bytes | BinaryIO) -> Raster:
             raster = to_raster(image) if narrow else _wide(image)
             if raster.kind is Kind.GREY16 and _is_negative(image):
                 raster = replace(raster, samples=65535 - np.asarray(raster.samples))
+        # which Pillow does not count among the pictures
+        if image.format == "JPEG" and b"hdrgm:Version" in (raster.metadata.xmp or b""):
+            raster = replace(raster, notes=(*raster.notes, "its gain map (HDR) is left out"))
         if (count := _pictures(image)) > 1:
             raster = replace(raster, notes=(*raster.notes, f"the first of {count} pictures in the file is taken"))
         return raster
@@ -52,6 +65,7 @@ def read_raster(source: str | Path | bytes | BinaryIO) -> Raster:
 
 @contextmanager
 def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[ImageFile]:
+    register()
     name = str(source) if isinstance(source, str | Path) else ""
     what = f"the picture {name}".rstrip()
     try:

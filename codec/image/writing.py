@@ -24,13 +24,14 @@ from mcodec.errors import ImageError, LossWarning
 from mcodec.files import atomic
 from mcodec.image.metadata import Metadata
 from mcodec.image.raster import Raster, eight_bits, to_raster
-from mcodec.image.reading import WIDE
+from mcodec.image.reading import WIDE, register
 
 #: Options without which Pillow would lose more than a decoded picture already has.
 QUALITY: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95},
     "MPO": {"quality": 95},
     "AVIF": {"quality": 95},
+    "HEIF": {"quality": 95, "chroma": 444},
     "WEBP": {"lossless": True, "exact": True},
 }
 #: Formats that are written band by band.
@@ -44,6 +45,8 @@ _METADATA = {"PNG", "JPEG", "WEBP", "AVIF", "TIFF"}
 _PARSED = {"TIFF", "AVIF"}
 #: (least, greatest) side of icons: to others Pillow scales the picture.
 _SIDES = {"ICO": (1, 256), "ICNS": (1024, 1024)}
+#: Bytes of EXIF and XMP that one segment of a JPEG file holds, without the names they begin with.
+_SEGMENT = {"exif": 65533 - 6, "xmp": 65533 - 29}
 GIF_COLOURS = 256
 #: Tags that say how a TIFF file stores its picture, and those that have a place of their own in Metadata.
 _STORAGE = {
@@ -57,6 +60,7 @@ _TIFF_ROWS = 64  # per strip; what is decoded at a time is a multiple of them
 
 def format_of(path: str | Path) -> str:
     """Pillow's name of the format that the suffix names; ImageError where none is written."""
+    register()
     suffix = Path(path).suffix.lower()
     form = Image.registered_extensions().get(suffix)
     if form is None or form not in Image.SAVE:
@@ -134,6 +138,10 @@ def _fitted(raster: Raster, form: str) -> tuple[Raster, list[str]]:
         said = {"icc": "the colour profile", "exif": "EXIF", "xmp": "XMP"}
         lost += [text for name, text in said.items() if getattr(raster.metadata, name)]
         raster = replace(raster, metadata=Metadata())
+    for name, most in _SEGMENT.items() if form in ("JPEG", "MPO") else ():
+        if len(getattr(raster.metadata, name) or b"") > most:
+            raster = replace(raster, metadata=replace(raster.metadata, **{name: None}))
+            lost.append(f"{name.upper()} of more than {most} bytes")
     if raster.metadata.exif and form in _PARSED and not _is_parsed(raster.metadata.exif):
         raster = replace(raster, metadata=replace(raster.metadata, exif=None))
         lost.append("EXIF that cannot be parsed")
