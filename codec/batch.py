@@ -48,7 +48,7 @@ def decoded(
     decode: Callable[[Sequence[bytes]], list[Image.Image]], items: Iterable[Any], readers: int
 ) -> Iterator[Result[Image.Image]]:
     """Pictures of files. items: bytes, or paths and URLs of .mci files."""
-    return _coded(decode, items, lambda item: item, _file, _claimed, readers)
+    return _coded(decode, items, _own_file, _file, _claimed, readers)
 
 
 def _picture(item: Raster | bytes | str | PathLike[str]) -> Raster:
@@ -69,10 +69,13 @@ def _own(item: Any) -> Any:
     return to_raster(item.clone()) if type(item).__module__.split(".")[0] == "torch" else item
 
 
+def _own_file(item: Any) -> Any:
+    """Bytes as they are now, as `_own`: a buffer may be filled again for the next."""
+    return item if isinstance(item, bytes | str | PathLike) else bytes(memoryview(item))  # TypeError for what is none
+
+
 def _file(item: bytes | str | PathLike[str]) -> bytes:
-    if isinstance(item, str | PathLike):
-        return read_bytes(item)
-    return bytes(memoryview(item))  # TypeError for what is none
+    return item if isinstance(item, bytes) else read_bytes(item)
 
 
 def _claimed(data: bytes) -> int:

@@ -24,7 +24,7 @@ A caller's mistake (a wrong type, a quality out of range) is a plain ``ValueErro
 from __future__ import annotations
 
 #: What torch says where there is too little memory: it has no class for it that CPU and CUDA share.
-_NO_MEMORY = ("out of memory", "can't allocate memory")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
 class CodecError(Exception):

@@ -39,7 +39,7 @@ def atomic(path: str | Path, replace: bool = True) -> Iterator[BinaryIO]:
     pipe; after any exception the temporary file is gone and `path` is as it was. replace: False for a FileExistsError
     where there is a file by then, from whomever.
     """
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))  # not Path.resolve, which before Python 3.13 has a RuntimeError for a loop
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     # Not tempfile: its mode 0600 is for secrets. The name is short, so any name the folder takes can be written.
@@ -93,15 +93,18 @@ def _link(source: str | Path, path: Path, **more: Any) -> None:
 
 
 def _rename(temporary: Path, path: Path) -> None:
-    """To a name that no file has; FileExistsError where one has it, of two that come at once as well."""
+    """To a name that no file has; FileExistsError where one has it.
+
+    Of two that come at once as well, but for file systems without links: there the later one may win.
+    """
     try:
         _link(temporary, path)
     except FileExistsError:
         raise
-    except OSError as error:  # a file system without links
+    except OSError as error:  # to make the name first would leave an empty file behind where the process is killed
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-        os.replace(temporary, path)
+        os.rename(temporary, path)  # which replaces nothing on Windows
     else:
         temporary.unlink()
 

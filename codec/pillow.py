@@ -80,7 +80,11 @@ def _save(image: Image.Image, file: IO[bytes], _: str | bytes) -> None:
     if exif := options.get("exif"):
         copy.info["exif"] = exif.tobytes() if isinstance(exif, Image.Exif) else exif
     chosen = {key: options[key] for key in ("quality", "metadata", "effort") if key in options}
-    file.write(default_codec(**_choice).encode(copy, **chosen))
+    try:
+        data = default_codec(**_choice).encode(copy, **chosen)
+    except CodecError as error:
+        raise OSError(str(error)) from error  # as from other plugins
+    file.write(data)
 
 
 def register(model: str | None = None, device: str = "auto") -> None:

@@ -25,15 +25,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcodec import container, weights
 from mcodec.api import load
 from mcodec.batch import Result
+from mcodec.errors import FormatError
+from mcodec.reading import default_codec
 
 Batch = dict[str, NDArray[Any]]
 
 
 class _Worker:
     def __init__(self, column: str, model: str | None, device: str) -> None:
-        self.column, self.codec = column, load(model, device)
+        self.column, self.codec, self.model, self.device = column, load(model, device), model, device
 
 
 class Encode(_Worker):
@@ -58,15 +61,39 @@ class Encode(_Worker):
 
 
 class Decode(_Worker):
-    """Files in `column` -> the batch with "image" (array `[H, W]` or `[H, W, C]`) and "error"."""
+    """Files in `column` -> the batch with "image" (array `[H, W]` or `[H, W, C]`) and "error".
+
+    Where no model is named, each file is decoded with those of the installed weights that it names.
+    """
 
     def __init__(self, column: str = "bytes", model: str | None = None, device: str = "auto") -> None:
         super().__init__(column, model, device)
 
     def __call__(self, batch: Batch) -> Batch:
-        results = list(self.codec.decode_iter(batch[self.column]))
+        groups: dict[str | None, list[int]] = {}
+        for index, item in enumerate(batch[self.column]):
+            groups.setdefault(self._others(item), []).append(index)
+        found: dict[int, Result[Any]] = {}
+        for name, places in groups.items():
+            codec = self.codec if name is None else default_codec(name, self.device)
+            found |= zip(places, codec.decode_iter(batch[self.column][places]), strict=True)
+        results = [found[index] for index in range(len(found))]
         images = [None if r.value is None else np.asarray(r.value) for r in results]
-        return {**batch, "image": _column(images), "error": _reasons(results)}
+        reasons = _reasons(results)
+        for index, item in enumerate(batch[self.column]):
+            if item is None and "error" in batch:  # of the step that made none: its reason is the one that counts
+                reasons[index] = batch["error"][index]
+        return {**batch, "image": _column(images), "error": reasons}
+
+    def _others(self, item: Any) -> str | None:
+        """Path of the installed weights that a file names where they are not those that are loaded."""
+        if self.model is not None or not isinstance(item, bytes):
+            return None
+        try:
+            file = container.unpack(item)
+        except FormatError:  # which decoding says
+            return None
+        return None if file.header.fingerprint == self.codec.fingerprint else weights.named_by(file)
 
 
 def _column(values: list[Any]) -> NDArray[Any]:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
-from mcodec import container, reading
+from mcodec import container, reading, weights
 from mcodec.api import Codec
 from mcodec.container import describe
 from mcodec.errors import TargetError
@@ -36,6 +36,43 @@ def plugin(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(mcodec.pillow, "default_codec", lambda *_, **__: tiny)
     monkeypatch.setattr(reading, "default_codec", lambda *_: tiny)
     yield
+
+
+# ---- Ray ----
+
+
+def test_ray_decodes_by_the_weights_that_files_name(
+    tiny: Codec, model: Path, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of former releases beside those of the present one; what an earlier step could not do keeps its reason."""
+    import mcodec.ray
+
+    monkeypatch.setenv("MCODEC_WEIGHTS", str(model.parent))
+    other = Codec(*weights.load(model))
+    array = picture(20, 30)
+    items = [tiny.encode(array), None, other.encode(array), b"none"]
+    column, reasons = np.empty(4, object), np.empty(4, object)
+    column[:], reasons[1] = items, "no picture"
+    monkeypatch.setattr("mcodec.ray.load", lambda *_: tiny)
+    found = mcodec.ray.Decode("mci", device="cpu")({"mci": column, "error": reasons})
+    assert np.array_equal(found["image"][0], tiny.decode(items[0] or b""))
+    assert np.array_equal(found["image"][2], other.decode(items[2] or b""))
+    assert list(found["error"][:3]) == [None, "no picture", None] and "magic" in found["error"][3]
+    named = mcodec.ray.Decode("mci", model="tiny", device="cpu")({"mci": column[2:3]})  # what is named is taken
+    assert "made by weights" in named["error"][0]
+
+
+def test_files_from_a_buffer_that_is_filled_again(tiny: Codec, picture: Make) -> None:
+    files = [tiny.encode(picture(20, 30, seed)) for seed in range(6)]
+    buffer = bytearray(max(map(len, files)))
+
+    def filled() -> Iterator[memoryview]:
+        for file in files:
+            buffer[: len(file)] = file
+            yield memoryview(buffer)[: len(file)]
+
+    found = list(tiny.decode_iter(filled()))
+    assert all(np.array_equal(r.value, tiny.decode(file)) for r, file in zip(found, files, strict=True))
 
 
 # ---- Pillow ----
@@ -71,6 +108,8 @@ def test_plugin_metadata_and_damage(picture: Make, tiny: Codec) -> None:
     other = Codec(tiny.model, b"otherone").encode(picture(9, 9))
     with pytest.raises(OSError, match="made by weights"):
         Image.open(io.BytesIO(other)).load()
+    with pytest.raises(OSError, match="70000"):
+        Image.new("L", (70000, 1)).save(io.BytesIO(), "MCI")
 
 
 @pytest.mark.usefixtures("plugin")
