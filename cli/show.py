@@ -92,7 +92,10 @@ def models(as_json: bool) -> None:
     for card in cards:
         mark = "*" if card["default"] else " "
         size = f"{card['parameters'] / 1e6:.1f} M parameters" if "parameters" in card else ""
-        click.echo(f"{mark} {Path(card['file']).stem:<16} {card['sha256'][:8]}  {size}".rstrip())
+        place = "" if card["folder"] == str(weights.folder()) else card["folder"]
+        click.echo(f"{mark} {Path(card['file']).stem:<16} {card['sha256'][:8]}  {size}  {place}".rstrip())
+    for problem in weights.problems():
+        click.echo(f"mcodec: note: {problem}", err=True)
 
 
 def version() -> str:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from mcodec.cli.options import FILE, Number, check_device, device_option, exists, force_option
 from mcodec.cli.progress import TrainingProgress
 from mcodec.errors import TrainingError
+
+if TYPE_CHECKING:
+    from mcodec.training.loop import Trainer
 
 TRAIN_EXAMPLES = """\b
 Examples:
@@ -108,18 +116,39 @@ def train(
     if checkpoint.exists() and not resume:
         raise TrainingError(f"{folder} holds a run already; go on with --resume or choose another --out")
     trainer = Trainer(settings)
-    if resume:
+    # a run that was killed before its first checkpoint begins anew; a folder without any run is a mistake
+    if resume and (checkpoint.exists() or not (folder / "config.json").exists()):
         trainer.load(checkpoint)
     if int(os.environ.get("RANK", "0")) != 0:  # under torchrun one process draws
-        trainer.run()
+        with _stopped_by_signals(trainer):
+            trainer.run()
         return
-    with TrainingProgress(settings.steps, settings.minutes) as progress:
+    with TrainingProgress(settings.steps, settings.minutes) as progress, _stopped_by_signals(trainer):
         trainer.run(progress.report)
+    if trainer.stopping:
+        click.echo(f"{checkpoint}: step {trainer.step} of {settings.steps}; --resume goes on", err=True)
+        raise KeyboardInterrupt
     if find_spec("matplotlib"):  # it comes with the extra; a run is complete without its plots
         from mcodec.training.plots import plot_run
 
         click.echo(f"plots: {plot_run(folder)}")
     click.echo(f"{checkpoint}: step {trainer.step} of {settings.steps}")
+
+
+@contextmanager
+def _stopped_by_signals(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run after the step in work, with a checkpoint; a second one ends it at once."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        trainer.stopping = True
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 pictures_option = click.option(
@@ -146,7 +175,7 @@ def export(
     for target in (out / f"{name}.safetensors", out / f"{name}.json"):
         if target.exists() and not force:
             raise exists(target)
-    path = write_release(checkpoint, out, name, licences, pictures)
+    path = write_release(checkpoint, out, name, licences, pictures, replace=force)
     click.echo(f"{path}: {path.stat().st_size:,} bytes")
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +37,36 @@ def folder() -> Path:
 
 def installed() -> list[Path]:
     """The weights files of the package, then those of the folders that MORE names."""
-    places = [folder(), *map(Path, filter(None, os.environ.get(MORE, "").split(os.pathsep)))]
-    return [path for place in places for path in sorted(place.glob("*.safetensors"))]
+    return [path for place in [folder(), *_more()] for path in sorted(place.glob("*.safetensors"))]
+
+
+def cards() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The installed weights with their cards; without those that `problems` names, which must not stop the others."""
+    for path in installed():
+        with suppress(ModelError):
+            yield path, read_card(path)
+
+
+def problems() -> list[str]:
+    """What is wrong with folders that MORE names and with cards of installed weights, a line each."""
+    found = [f"{MORE}: there is no folder {place}" for place in _more() if not place.is_dir()]
+    for path in installed():
+        try:
+            read_card(path)
+        except ModelError as error:
+            found.append(f"{path.parent}: {error}")
+    return found
+
+
+def _more() -> list[Path]:
+    return [Path(place) for place in os.environ.get(MORE, "").split(os.pathsep) if place]
 
 
 def find(model: str | Path | None = None) -> Path:
-    """The weights file of an installed name or a path; ModelError names what is there."""
+    """The weights file of an installed name, of a path, or of the first 8 digits or more of a SHA-256.
+
+    Of weights that share a name the package's come first. ModelError names what is there.
+    """
     name = str(model) if model is not None else DEFAULT
     there = installed()
     for path in there:
@@ -48,14 +75,20 @@ def find(model: str | Path | None = None) -> Path:
     path = Path(name)
     if path.suffix == ".safetensors" and path.is_file():
         return path
+    if re.fullmatch("[0-9a-f]{8,64}", name) and (found := _of(name)):
+        return found
     known = ", ".join(path.stem for path in there) or "none"
     raise ModelError(f"no weights {name!r}; installed: {known}; or give the path of a .safetensors file")
 
 
+def _of(digits: str) -> Path | None:
+    return next((path for path, card in cards() if card["sha256"].startswith(digits)), None)
+
+
 def named_by(file: Container) -> str | None:
     """Path of the installed weights that a .mci file names; None, which is the default, where they are not there."""
-    wanted = file.header.fingerprint.hex()
-    return next((str(path) for path in installed() if str(read_card(path).get("sha256")).startswith(wanted)), None)
+    path = _of(file.header.fingerprint.hex())
+    return None if path is None else str(path)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -65,27 +98,31 @@ def read_card(path: Path) -> dict[str, Any]:
         data = json.loads(card.read_text())
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the model card {card.name}: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"the model card {card.name} is not a JSON object")
+    if not isinstance(data, dict) or not isinstance(data.get("sha256"), str):
+        raise ModelError(f"the model card {card.name} is not a JSON object with the SHA-256 of weights")
     return data
 
 
 def list_models() -> list[dict[str, Any]]:
-    """Cards of the installed weights, each with `file`; reads no weights."""
+    """Cards of the installed weights, each with `file` and `folder`; reads no weights."""
     default = folder() / f"{DEFAULT}.safetensors"
-    return [{"file": path.name, "default": path == default, **read_card(path)} for path in installed()]
+    return [
+        {"file": path.name, "folder": str(path.parent), "default": path == default, **card} for path, card in cards()
+    ]
 
 
-def save(model: Cascade, path: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """Write weights and card; returns the card with hash and size."""
+def save(model: Cascade, path: Path, card: dict[str, Any], replace: bool = True) -> dict[str, Any]:
+    """Write weights and card, both or none; returns the card with hash and size. replace: as of `atomic`."""
     from safetensors.torch import save as serialize
 
-    from mcodec.files import write_bytes
+    from mcodec.files import atomic
 
     content = serialize(release_tensors(model), {"config": json.dumps(model.config.to_dict())})
     card = {**card, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    write_bytes(path, content)
-    write_bytes(path.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    with atomic(path.with_suffix(".json"), replace) as beside, atomic(path, replace) as file:
+        beside.write((json.dumps(card, indent=1) + "\n").encode())
+        beside.flush()  # a disk that is full shows before either has its name
+        file.write(content)
     return card
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gzip
 import io
 import json
@@ -21,7 +22,7 @@ from PIL import Image
 from tiny import TINY, TINY_UMGM
 
 from mcodec import api, rate, weights
-from mcodec.errors import ModelError, TrainingError
+from mcodec.errors import LossWarning, ModelError, TrainingError
 from mcodec.model import config as model_config
 from mcodec.model.similarity import dissimilarity
 from mcodec.training import units
@@ -72,6 +73,8 @@ def test_data_errors(tmp_path: Path) -> None:
         load_pictures([tmp_path / "absent.tar"])
     (tmp_path / "bad.png").write_text("text")
     with pytest.raises(TrainingError, match=r"bad\.png: cannot read the picture: unknown format"):
+        load_pictures([tmp_path / "bad.png"])
+    with pytest.warns(LossWarning, match=r"bad\.png is left out"), pytest.raises(TrainingError, match="no pictures in"):
         load_pictures([tmp_path])
     with pytest.raises(TrainingError, match="at least 512x512"):
         Crops([torch.zeros(3, 96, 96, dtype=torch.uint8)], 512, 1, 0, torch.device("cpu"))
@@ -85,6 +88,65 @@ def test_pictures_are_read_as_the_encoder_reads_them(tmp_path: Path) -> None:
     Image.fromarray((levels * 257 + 100).astype(np.uint16)).save(tmp_path / "a.png", exif=exif)
     (picture,) = load_pictures([tmp_path])
     assert torch.equal(picture, torch.from_numpy(np.rot90(levels, -1).astype(np.uint8)).expand(3, -1, -1))
+
+
+def test_pictures_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
+    """One of thousands must not end a run; hidden files are none."""
+    (tmp_path / "below").mkdir()
+    for name, level in (("a.png", 1), ("below/b.png", 2)):
+        Image.new("RGB", (20, 30), (level,) * 3).save(tmp_path / name)
+    for name in ("._a.png", ".trash/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no picture")
+    assert [int(p[0, 0, 0]) for p in load_pictures([tmp_path])] == [1, 2]
+    (tmp_path / "aa.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    with pytest.warns(LossWarning, match=r"aa\.png is left out: cannot read the picture"):
+        assert [int(p[0, 0, 0]) for p in load_pictures([tmp_path])] == [1, 2]
+
+
+def test_windows_of_large_pictures(tmp_path: Path) -> None:
+    """Not whole photographs are held; windows lie anywhere, the same in every process."""
+    array = np.arange(100 * 200 * 3).reshape(100, 200, 3).astype(np.uint8)
+    for index in range(20):
+        Image.fromarray(array).save(tmp_path / f"{index}.png")
+    found = load_pictures([tmp_path], side=128)
+    assert all(p.shape == (3, 100, 128) for p in found) and len({int(p[0, 0, 0]) for p in found}) > 5
+    assert all(map(torch.equal, found, load_pictures([tmp_path], side=128)))
+    (whole,) = load_pictures([tmp_path / "0.png"])
+    assert torch.equal(whole, torch.from_numpy(array).permute(2, 0, 1))
+
+
+def test_a_run_ends_resumably_when_it_is_told_to(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+
+    def report(row: dict[str, object]) -> None:
+        trainer.stopping = True
+
+    trainer.run(report)
+    assert trainer.step == 2 and (Path(config.out) / "checkpoint.pt").exists()
+    again = Trainer(config)
+    again.load(Path(config.out) / "checkpoint.pt")
+    again.run()
+    assert again.step == config.steps
+
+
+def test_a_release_is_written_whole(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and card, or, on a full disk, neither: not new weights beside an old card."""
+    Trainer(config).save(tmp_path / "checkpoint.pt")
+    path = export(tmp_path / "checkpoint.pt", tmp_path / "out", "first")
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(FileExistsError):
+        export(tmp_path / "checkpoint.pt", tmp_path / "out", "first", replace=False)
+    calls: list[int] = []
+
+    def full(file: int) -> None:
+        calls.append(file)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        export(tmp_path / "checkpoint.pt", tmp_path / "out", "first", "others")
+    assert calls and {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
 def test_broken_pictures_are_training_errors(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

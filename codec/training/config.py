@@ -29,6 +29,7 @@ class TrainConfig:
     frozen_steps: int = 1000
     batch: int = 4
     crop: int = 256
+    window: int = 1024  # of pictures with longer sides one window of this size is held, 3 bytes a pixel
     decay_steps: int = 4000
     optimizer: str = "adam"  # or "soap" for the matrices of the transforms (Vyas et al. 2024, arXiv:2409.11321)
     learning_rate: float = 4e-4
@@ -98,7 +99,7 @@ class TrainConfig:
         for key in ("data", "validation"):
             if key in data:
                 data[key] = tuple([data[key]] if isinstance(data[key], str) else data[key])
-        for key in ("batch", "crop", "validate_every", "log_every"):
+        for key in ("batch", "crop", "window", "validate_every", "log_every"):
             if key in data and not (isinstance(data[key], int) and data[key] > 0):
                 raise TrainingError(f"{key} must be a whole number above 0, got {data[key]!r}")
         try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tarfile
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mcodec.errors import ImageError, TrainingError
+from mcodec.errors import ImageError, LossWarning, TrainingError
 from mcodec.image import read_raster
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
@@ -19,7 +21,8 @@ def _streams(source: Path) -> Iterator[tuple[str, bytes]]:
     """(name, file content) of every picture in a tar shard, a file or a folder (tar shards inside included)."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
-            if path.suffix.lower() in SUFFIXES | {".tar"}:
+            hidden = any(part.startswith(".") for part in path.relative_to(source).parts)  # "._a.jpg" is no picture
+            if not hidden and path.suffix.lower() in SUFFIXES | {".tar"}:
                 yield from _streams(path)
     elif source.suffix.lower() == ".tar":
         # members are read, never extracted: their names reach no file system
@@ -33,9 +36,14 @@ def _streams(source: Path) -> Iterator[tuple[str, bytes]]:
         yield source.name, source.read_bytes()
 
 
-def load_pictures(sources: Iterable[str | Path], limit: int | None = None) -> list[Tensor]:
-    """Pictures as uint8 `[3, H, W]`, upright, in a fixed order; TrainingError where one is broken or there is none."""
+def load_pictures(sources: Iterable[str | Path], limit: int | None = None, side: int | None = None) -> list[Tensor]:
+    """Pictures as uint8 `[3, H, W]`, upright, in a fixed order; of larger ones than `side` a window, anywhere in them.
+
+    One that cannot be read is left out of a folder or shard, with a LossWarning; named by itself it is a TrainingError,
+    and so is a source without any picture.
+    """
     pictures: list[Tensor] = []
+    places = np.random.default_rng(0)
     for source in sources:
         before = len(pictures)
         try:
@@ -45,7 +53,13 @@ def load_pictures(sources: Iterable[str | Path], limit: int | None = None) -> li
                 try:
                     array = read_raster(content).rgb8()
                 except ImageError as error:
-                    raise TrainingError(f"{source}: {name}: {error}") from error
+                    if Path(source).name == name:
+                        raise TrainingError(f"{source}: {error}") from error
+                    warnings.warn(f"{source}: {name} is left out: {error}", LossWarning, stacklevel=2)
+                    continue
+                if side is not None:
+                    top, left = (int(places.integers(max(0, length - side) + 1)) for length in array.shape[:2])
+                    array = array[top : top + side, left : left + side]
                 pictures.append(torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous())
         except (OSError, EOFError, tarfile.TarError) as error:
             raise TrainingError(f"cannot read training data {source}: {error}") from error

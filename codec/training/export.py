@@ -109,10 +109,12 @@ def export(
     name: str | None = None,
     data_licences: str = "not stated",
     pictures: Sequence[str | Path] = (),
+    replace: bool = True,
 ) -> Path:
     """Write `out/name.safetensors` and its card `out/name.json`; returns the weights' path.
 
     pictures: typical ones, archives or folders; hidden units that hardly add anything to them are left out.
+    replace: False for a FileExistsError where one of the files is there by then.
     """
     model, state = load_average(checkpoint)
     if pictures:
@@ -142,7 +144,7 @@ def export(
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.safetensors"
-    weights.save(model, path, card)
+    weights.save(model, path, card, replace)
     return path
 
 

@@ -136,12 +136,14 @@ class Trainer:
         self.parameters = dict(self.model.named_parameters())
         self.average = {k: v.detach().clone() for k, v in self.parameters.items()}
         self.crops = Crops(
-            load_pictures(config.data), config.crop, config.batch, config.seed + self.rank, self.device, config.detail
-        )
+            load_pictures(config.data, side=max(config.window, config.crop)), config.crop, config.batch,
+            config.seed + self.rank, self.device, config.detail,
+        )  # fmt: skip
         self.validation: Tensor | None = None
         if config.validation:
             pictures = load_pictures(config.validation, config.validation_pictures)
             self.validation = validation_batch(pictures, min(config.crop, 256), len(pictures)).to(self.device)
+        self.stopping = False  # set to end the run, resumably, after the step in work
         self.step = 0
         self.bad_steps = torch.zeros((), device=self.device)  # in a row
         #: Cost so far, that of the weights the run starts from included.
@@ -473,7 +475,8 @@ class Trainer:
                 self.seconds = before + now - began
                 if row:
                     row["seconds"] = round(self.seconds, 1)
-                stop = self._agree(bool(self.config.minutes) and now - began > self.config.minutes * 60)
+                over = bool(self.config.minutes) and now - began > self.config.minutes * 60
+                stop = self._agree(over or self.stopping)
                 last = stop or self.step == self.config.steps
                 if last or self.step % self.config.log_every == 0:
                     write(row)
