@@ -68,6 +68,9 @@ def _region(_: click.Context, __: click.Parameter, value: str | None) -> tuple[i
 def _suffix(_: click.Context, __: click.Parameter, value: str) -> str:
     from PIL import Image
 
+    from mcodec.image import register
+
+    register()
     suffix = f".{value.removeprefix('.')}"
     if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:
         raise click.BadParameter(f"{value!r} is no picture format")
@@ -80,6 +83,12 @@ def _many_options(function: F) -> F:
         click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per file."),
         click.option("--jobs", type=click.IntRange(1), help="Files worked on at a time. [default: up to 4]"),
         click.option("--recursive", is_flag=True, help="Take folders with all that is below them."),
+        click.option(
+            "--relative-to",
+            metavar="DIR",
+            type=FILE,
+            help="DIR/x/a.jpg goes to OUT/x/a.jpg.mci, whatever else is named: for work in parts.",
+        ),
     ):
         function = option(function)
     return function
@@ -134,6 +143,7 @@ def encode(
     strip_gps: bool,
     verify: bool,
     recursive: bool,
+    relative_to: Path | None,
     jobs: int | None,
     as_json: bool,
     model: str | None,
@@ -152,9 +162,9 @@ def encode(
         raise click.UsageError("choose one of --quality and the targets.")
     metadata = "none" if strip else "no-gps" if strip_gps else "all"
 
-    def prepare() -> many.Work:
+    def prepare(jobs: int) -> many.Work:
         _allow_large()
-        codec = load_codec(model, device)
+        codec = load_codec(model, device, jobs)
         return functools.partial(
             _encode_file, codec, quality=quality, wanted=wanted, metadata=metadata, effort=effort, verify=verify,
             force=force,
@@ -164,7 +174,7 @@ def encode(
     misnamed = len(paths) == 2 and many.pictures(paths[1]) and not many.coded(paths[1])
     if misnamed and not many.wanted(paths) and not (isinstance(paths[1], Folder) or paths[1].is_dir()):
         raise CodecError(f"{paths[1]} is named like a picture, but would hold a .mci file")
-    return _run(paths, ".mci", many.pictures, prepare, recursive, jobs, as_json, force)
+    return _run(paths, ".mci", many.pictures, prepare, recursive, relative_to, jobs, as_json, force)
 
 
 def _encode_file(
@@ -184,6 +194,7 @@ def _encode_file(
     from mcodec.rate import Target, find
 
     raster = read_raster(read(source) if source == STREAM else source)
+    asked = effort
     began = time.perf_counter()
     check: Callable[[bytes], None] | None = None
     if wanted:
@@ -219,6 +230,8 @@ def _encode_file(
         report["verified"] = True
         text += ", verified"
     notes = [*raster.notes, *raster.metadata.dropped(metadata)]
+    if effort < asked:
+        notes.append(f"effort {effort}: with effort {asked} no quality that was tried reaches the target")
     return {**report, "notes": notes, "text": text}
 
 
@@ -249,6 +262,7 @@ def decode(
     region: tuple[int, int, int, int] | None,
     max_pixels: int,
     recursive: bool,
+    relative_to: Path | None,
     jobs: int | None,
     as_json: bool,
     model: str | None,
@@ -262,9 +276,9 @@ def decode(
     already are skipped, unless --force is given. Of the installed weights, those that a file names are used.
     """
 
-    def prepare() -> many.Work:
+    def prepare(jobs: int) -> many.Work:
         _allow_large()
-        codecs = Codecs(model, device)
+        codecs = Codecs(model, device, jobs)
 
         def work(source: Path, target: Path) -> dict[str, Any]:
             from mcodec.container import unpack
@@ -282,7 +296,7 @@ def decode(
 
         return work
 
-    return _run(paths, suffix, many.coded, prepare, recursive, jobs, as_json, force)
+    return _run(paths, suffix, many.coded, prepare, recursive, relative_to, jobs, as_json, force)
 
 
 def _decode_file(
@@ -327,24 +341,26 @@ def _run(
     paths: tuple[Path, ...],
     suffix: str,
     choose: Callable[[Path], bool],
-    prepare: Callable[[], many.Work],
+    prepare: many.Prepare,
     recursive: bool,
+    relative_to: Path | None,
     jobs: int | None,
     as_json: bool,
     force: bool,
 ) -> int:
     """One file or many, by what the paths are; returns the exit status."""
-    if many.wanted(paths):
-        plan = many.plan(paths, suffix, choose, recursive)
+    if relative_to is not None or many.wanted(paths):
+        plan = many.plan(paths, suffix, choose, recursive, relative_to)
         return many.run(plan, prepare, jobs, as_json, force)
     source, target = paths[0], paths[1] if len(paths) > 1 else None
     if source == STREAM and target is None:
         target = STREAM
-    if source == STREAM and isinstance(target, Folder):
+    nameless = isinstance(target, Folder) or (target is not None and target != STREAM and target.is_dir())
+    if source == STREAM and nameless:
         raise click.UsageError("- has no name to take in a folder.")
     if target != STREAM:
         target = output_path(source, target, suffix, force)
-    work = prepare()
+    work = prepare(1)
     try:
         report = work(source, target)
     except FileExistsError as error:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -18,13 +22,21 @@ from rich.progress import Progress
 from mcodec.cli.options import STREAM, Folder, check_apart, reason
 from mcodec.errors import CodecError
 
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 Plan = list[tuple[Path, Path]]
 #: From source and target to what there is to report; FileExistsError where the target is there and must stay.
 Work = Callable[[Path, Path], dict[str, Any]]
+#: The work, made ready once, given how many files are worked on at a time.
+Prepare = Callable[[int], Work]
 #: What a file gives, why it failed, or None where its target is there.
 Outcome = dict[str, Any] | str | None
 #: One picture is in work per job: more would only take memory.
 DEFAULT_JOBS = 4
+#: So many suffixes of files that are passed over are named.
+KINDS = 8
+#: What the files that follow would meet as well, each after it has been coded in vain.
+HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def wanted(paths: tuple[Path, ...]) -> bool:
@@ -36,6 +48,9 @@ def pictures(path: Path) -> bool:
     """Whether Pillow reads such a file, by its suffix."""
     from PIL import Image
 
+    from mcodec.image import register
+
+    register()
     return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
 
 
@@ -44,8 +59,18 @@ def coded(path: Path) -> bool:
     return path.suffix.lower() == ".mci"
 
 
-def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], recursive: bool) -> Plan:
-    """(source, target) of every file. A folder's files keep their place below it."""
+def plan(
+    paths: tuple[Path, ...],
+    suffix: str,
+    choose: Callable[[Path], bool],
+    recursive: bool,
+    base: Path | None = None,
+) -> Plan:
+    """(source, target) of every file. A folder's files keep their place below it.
+
+    base: every file keeps its place below this folder, and every picture its suffix: targets are then the same whatever
+    else a run takes, so that what is skipped as done is this picture and no namesake of another run.
+    """
     if STREAM in paths:
         raise click.UsageError("- stands for a single file.")
     if len(paths) < 2:
@@ -64,20 +89,26 @@ def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], r
                 hint = "" if recursive else "; --recursive looks below it"
                 raise CodecError(f"{source} holds no file to work on{hint}")
             if other := len(inside) - len(chosen):
-                note = f"{source}: {other} of {len(inside)} files passed over by their names"
+                kinds = Counter(path.suffix.lower() or path.name for path in inside if not choose(path))
+                named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(KINDS))
+                note = f"{source}: {other} of {len(inside)} files passed over by their names ({named})"
                 click.echo(f"mcodec: note: {note}", err=True)
             found += [(path, path.relative_to(source)) for path in chosen]
         elif _is_pattern(source):
             found += [(path, Path(path.name)) for path in _matches(source)]
         else:
             found.append((source, Path(source.name)))
+    if base is not None:
+        found = [(path, _below(path, base)) for path, _ in found]
     # a.jpg and a.png cannot both become a.mci: they keep their suffix
     taken = Counter(place.with_suffix(suffix) for _, place in found)
     targets = []
     for _, place in found:
         short = place.with_suffix(suffix)
-        targets.append(short if taken[short] == 1 else place.with_name(place.name + suffix))
-    if twice := [str(target) for target, count in Counter(targets).items() if count > 1]:
+        alone = coded(place) if base else taken[short] == 1
+        targets.append(short if alone else place.with_name(place.name + suffix))
+    folded: Callable[[str], str] = str.casefold if _ignores_case(out) else str
+    if twice := [name for name, count in Counter(folded(str(target)) for target in targets).items() if count > 1]:
         raise CodecError(f"several files would become {twice[0]}")
     pairs = [(source, out / target) for (source, _), target in zip(found, targets, strict=True)]
     for source, target in pairs:
@@ -85,9 +116,16 @@ def plan(paths: tuple[Path, ...], suffix: str, choose: Callable[[Path], bool], r
     return pairs
 
 
+def _below(path: Path, base: Path) -> Path:
+    try:
+        return Path(os.path.abspath(path)).relative_to(os.path.abspath(base))  # links stay
+    except ValueError as error:
+        raise CodecError(f"{path} is not below {base}") from error
+
+
 def run(
     plan: Plan,
-    prepare: Callable[[], Work],
+    prepare: Prepare,
     jobs: int | None,
     as_json: bool,
     force: bool,
@@ -101,10 +139,12 @@ def run(
     if as_json:
         for source, target in skipped:
             click.echo(line(source, target, "skipped", {}))
+    jobs = jobs or max(1, min(DEFAULT_JOBS, cores(), len(todo)))
+    results = each(todo, functools.partial(_guarded, prepare(jobs), force), jobs) if todo else ()
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, disable=not console.is_terminal or not todo) as bar:
         task = bar.add_task("files", total=len(todo))
-        for source, target, result in _results(todo, prepare, jobs, force) if todo else ():
+        for (source, target), result in results:
             bar.advance(task)
             status = "skipped" if result is None else "failed" if isinstance(result, str) else "done"
             counts[status] += 1
@@ -138,35 +178,39 @@ def line(source: Path, target: Path | None, status: str, report: dict[str, Any])
     return json.dumps({"source": str(source), "target": str(target), "status": status, **report})
 
 
-def _results(
-    todo: Plan, prepare: Callable[[], Work], jobs: int | None, force: bool
-) -> Iterator[tuple[Path, Path, Outcome]]:
+def each(items: Iterable[Item], work: Callable[[Item], Found], jobs: int) -> Iterator[tuple[Item, Found]]:
+    """What `work` makes of items, so many at a time, as they are done; few are drawn ahead."""
     import torch
 
-    work = prepare()
-    cores = os.cpu_count() or 1
-    jobs = jobs or min(DEFAULT_JOBS, cores, len(todo))
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, cores // jobs))
+    if "OMP_NUM_THREADS" not in os.environ:  # which is for each job, then
+        torch.set_num_threads(max(1, cores() // jobs))
     pool = ThreadPoolExecutor(jobs)
-    waiting: dict[Future[Outcome], tuple[Path, Path]] = {}
-    queue = iter(todo)
+    waiting: dict[Future[Found], Item] = {}
+    queue = iter(items)
     try:
         while True:
-            for source, target in queue:
-                waiting[pool.submit(_guarded, work, source, target, force)] = source, target
+            for item in queue:
+                waiting[pool.submit(work, item)] = item
                 if len(waiting) >= 2 * jobs:
                     break
             if not waiting:
                 return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield *waiting.pop(future), future.result()
+            done = wait(waiting, return_when=FIRST_COMPLETED).done
+            for future in [one for one in waiting if one in done]:
+                yield waiting.pop(future), future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)
 
 
-def _guarded(work: Work, source: Path, target: Path, force: bool) -> Outcome:
+def cores() -> int:
+    """Those that this process may use: in a container or under a batch system fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _guarded(work: Work, force: bool, files: tuple[Path, Path]) -> Outcome:
+    source, target = files
     if target.exists() and not force:  # by now: a run may take hours, and others may write there
         return None
     try:
@@ -177,12 +221,28 @@ def _guarded(work: Work, source: Path, target: Path, force: bool) -> Outcome:
             return None
     except Exception as error:
         if (text := reason(error)) is None:
+            error.add_note(f"while working on {source}")
             raise
-        return named(text, source)
+        text = named(text, source)
+        if any(isinstance(e, OSError) and e.errno in HOPELESS for e in (error, error.__cause__)):
+            raise CodecError(f"{text}; the run ends here, and the same command goes on with what is left") from error
+        return text
 
 
 def _is_pattern(path: Path) -> bool:
     return any(mark in str(path) for mark in "*?[") and not path.exists()
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Whether names that differ in case alone are one file in a folder, as far as what is there tells."""
+    folder = Path(os.path.realpath(folder))
+    there = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    with suppress(OSError):
+        for path in (*islice(there.iterdir(), 64), there):
+            if path.name != path.name.swapcase():
+                other = path.with_name(path.name.swapcase())
+                return other.exists() and other.samefile(path)
+    return False
 
 
 def _matches(pattern: Path) -> list[Path]:

@@ -49,7 +49,9 @@ class Number(click.FloatRange):
         return number
 
 
-model_option = click.option("--model", metavar="NAME|PATH", help="Weights to use; see `mcodec models`.")
+model_option = click.option(
+    "--model", metavar="NAME|PATH|SHA", help="Weights to use, also by the first 8 digits that `mcodec models` shows."
+)
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -133,8 +135,8 @@ def check_device(device: str) -> None:
 class Codecs:
     """Codecs for .mci files, each loaded once: of the weights that `model` names, else of those that the file does."""
 
-    def __init__(self, model: str | None, device: str) -> None:
-        self._model, self._device = model, device
+    def __init__(self, model: str | None, device: str, jobs: int = 1) -> None:
+        self._model, self._device, self._jobs = model, device, jobs
         self._loaded: dict[str | None, Codec] = {}
         self._lock = Lock()
 
@@ -145,13 +147,16 @@ class Codecs:
         with self._lock:
             name = self._model or weights.named_by(file)
             if name not in self._loaded:
-                self._loaded[name] = load_codec(name, self._device)
+                self._loaded[name] = load_codec(name, self._device, self._jobs)
             return self._loaded[name]
 
 
-def load_codec(model: str | None, device: str) -> Codec:
-    """The codec with the named weights (default: the released ones)."""
+def load_codec(model: str | None, device: str, jobs: int = 1) -> Codec:
+    """The codec with the named weights (default: the released ones), for so many files at a time."""
     from mcodec.api import load
 
     check_device(device)
-    return load(model, device=device)
+    codec = load(model, device=device)
+    if jobs > 1:  # files at a time, not tiles of each as well: they would take its memory and threads
+        codec.tile_workers = 1
+    return codec

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -302,13 +305,107 @@ def test_a_plan_is_gone_through_once(
         target.touch()
     compared: list[object] = []
     monkeypatch.setattr(type(tmp_path), "__eq__", lambda one, other: compared.append(one) or one is other)
-    assert many.run(plan, lambda: lambda source, target: {}, 1, True, False) == 0
+    assert many.run(plan, lambda jobs: lambda source, target: {}, 1, True, False) == 0
     monkeypatch.undo()
     rows = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert [row["status"] for row in rows] == ["skipped"] * 10 + ["done"] * 10
     targets = [row["target"] for row in rows]
     assert targets[:10] == [str(target) for _, target in plan[::2]] and len(set(targets)) == 20
     assert not compared
+
+
+def test_work_in_parts(picture: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Below a common folder, namesakes of other runs are not taken for what is done."""
+    base, out, back = picture.with_name("base"), picture.with_name("out"), picture.with_name("back")
+    for name in ("a/1.png", "b/1.png", "b/1.bmp"):
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth()).save(base / name)
+    relative = ("--relative-to", base, "--model", model)
+    for names in (["a/1.png"], ["b/1.png"], ["b/1.bmp", "b/1.png"]):
+        assert run(capsys, "encode", *(base / name for name in names), out, *relative)[0] == 0
+    assert run(capsys, "encode", base, out, "--recursive", *relative)[1] == "0 done, 3 skipped, 0 failed\n"
+    assert run(capsys, "decode", out / "b", back, "--relative-to", out, "--model", model)[0] == 0
+    found = {path.relative_to(picture.parent).as_posix() for root in (out, back) for path in root.rglob("*.*")}
+    assert found == {"out/a/1.png.mci", "out/b/1.png.mci", "out/b/1.bmp.mci", "back/b/1.png.png", "back/b/1.bmp.png"}
+    assert fails(capsys, "encode", picture, out, *relative) == f"{picture} is not below {base}\n"
+    assert "a folder to write into is needed" in run(capsys, "encode", base / "a/1.png", *relative)[2]
+
+
+def test_names_that_differ_in_case(
+    picture: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file system takes them for one, the second would be taken for what is done."""
+    out = picture.with_name("out")
+    for name in ("x/A.png", "y/a.png"):
+        (picture.parent / name).parent.mkdir()
+        Image.fromarray(smooth()).save(picture.parent / name)
+    command = ("encode", picture.parent / "x/A.png", picture.parent / "y/a.png", out, "--model", model)
+    assert run(capsys, *command)[1] == "2 done, 0 skipped, 0 failed\n"
+    monkeypatch.setattr(many, "_ignores_case", lambda _: True)
+    assert fails(capsys, *command) == "several files would become a.mci\n"
+    monkeypatch.undo()
+    assert not many._ignores_case(out / "below")  # as the tests' file system does
+
+
+def test_a_target_that_leads_to_itself(picture: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = picture.with_name("loop.mci")
+    target.symlink_to(target)
+    assert run(capsys, "encode", picture, target, "--force", "--model", model)[0] == 0
+    assert target.read_bytes()[:4] and not target.is_symlink()
+
+
+def test_a_stream_has_no_name_in_a_folder(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for target in (str(picture.parent), f"{picture.parent}{os.sep}"):
+        assert "- has no name to take in a folder" in fails(capsys, "encode", "-", target, status=2)
+
+
+def test_an_effort_that_a_target_rules_out_is_said(
+    picture: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcodec.rate._dearer", lambda *_: None)
+    command = ("encode", picture, "--target-bpp", "3", "--effort", "4", "--model", model)
+    assert "mcodec: note: " in (err := run(capsys, *command)[2]) and "effort 1: with effort 4 no quality" in err
+
+
+def test_a_full_disk_ends_a_run(
+    picture: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pictures that follow would be coded in vain."""
+    def full(path: Path, *_: object, **__: object) -> None:
+        tried.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tried: list[Path] = []
+    for index in range(5):
+        Image.fromarray(smooth()).save(picture.with_name(f"a{index}.png"))
+    monkeypatch.setattr("mcodec.files.write_bytes", full)
+    text = fails(capsys, "encode", picture.parent, picture.with_name("out"), "--jobs", "1", "--model", model)
+    assert "No space left on device; the run ends here" in text and len(tried) < 4
+
+
+def test_tiles_share_no_threads_with_files(
+    picture: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mcodec.api import Codec
+
+    encode, seen = Codec.encode, []
+
+    def watched(self: Codec, *arguments: Any) -> bytes:
+        seen.append((self.tile_workers, torch.get_num_threads()))
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(Codec, "encode", watched)
+    monkeypatch.setattr(many, "cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    for jobs in ("1", "2"):
+        out = picture.with_name(f"out{jobs}")
+        assert run(capsys, "encode", picture.parent, out, "--jobs", jobs, "--device", "cpu", "--model", model)[0] == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert run(capsys, "encode", picture.parent, picture.with_name("out3"), "--jobs", "2", "--model", model)[0] == 0
+    assert seen == [(2, 6), (1, 3), (1, before)] and torch.get_num_threads() == before
 
 
 def test_what_is_no_reason() -> None:
@@ -347,14 +444,15 @@ def test_bad_formats(form: str, coded: Path, capsys: pytest.CaptureFixture[str])
     assert sorted(coded.parent.iterdir()) == before
 
 
-def test_standard_output_that_cannot_hold_the_metadata(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exif = Image.Exif()
-    exif[0x010E] = "long" * 20000  # JPEG has room for 65,533 bytes
-    with Image.open(picture) as image:
-        image.save(picture, exif=exif)
-    assert run(capsys, "encode", picture)[0] == 0
-    said = fails(capsys, "decode", picture.with_suffix(".mci"), "-", "--format", "jpg")
-    assert said.startswith("cannot write standard output: ")
+def test_standard_output_that_cannot_be_written(
+    coded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("encoder error")
+
+    monkeypatch.setattr(Image.Image, "save", broken)
+    said = fails(capsys, "decode", coded, "-", "--format", "jpg")
+    assert said.startswith("cannot write standard output: encoder error")
 
 
 @pytest.mark.parametrize("quality", ["0", "101", "-3", "nan", "best"])
@@ -451,6 +549,33 @@ def test_files_decode_with_the_weights_that_they_name(
     with Image.open(coded) as image:
         assert np.array_equal(mcodec.read(coded), pixels) and np.array_equal(image, pixels)
     assert "but" in fails(capsys, "decode", coded, decoded, "--force", "--model", weights.DEFAULT)
+    sha = weights.read_card(model)["sha256"]
+    assert run(capsys, "decode", coded, decoded, "--force", "--model", sha[:8])[0] == 0
+    assert "no weights" in fails(capsys, "decode", coded, decoded, "--force", "--model", sha[:7])
+
+
+def test_damaged_weights_stop_no_others(
+    picture: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file without its card, a foreign card, a folder that is not there: said, and passed over."""
+    coded, kept = picture.with_suffix(".mci"), picture.with_name("kept")
+    assert run(capsys, "encode", picture, "--model", model)[0] == 0
+    kept.mkdir()
+    for name in ("a", "b", "tiny"):
+        (kept / f"{name}.safetensors").write_bytes(model.read_bytes())
+    (kept / "b.json").write_text('{"name": "foreign"}')
+    (kept / "tiny.json").write_bytes(model.with_suffix(".json").read_bytes())
+    monkeypatch.setenv("MCODEC_WEIGHTS", f"{kept}{os.pathsep}{kept / 'none'}")
+    assert run(capsys, "decode", coded, picture.with_name("decoded.png"))[0] == 0
+    status, out, err = run(capsys, "models")
+    assert status == 0 and [line.split()[-1] for line in out.splitlines()][-1] == str(kept)
+    assert err.splitlines() == [
+        f"mcodec: note: MCODEC_WEIGHTS: there is no folder {kept / 'none'}",
+        f"mcodec: note: {kept}: cannot read the model card a.json: "
+        f"[Errno 2] No such file or directory: '{kept / 'a.json'}'",
+        f"mcodec: note: {kept}: the model card b.json is not a JSON object with the SHA-256 of weights",
+    ]
+    assert run(capsys, "--version")[0] == 0
 
 
 # ---- training ----
@@ -480,7 +605,10 @@ def test_train_export_encode_decode(picture: Path, capsys: pytest.CaptureFixture
     out, weights = folder / "run", folder / "tiny.safetensors"
 
     train = ("train", "--config", config, "--out", out, "--device", "cpu", "--threads", "1")
-    status, text, err = run(capsys, *train, "--steps", "2,1,1")
+    assert "checkpoint" in fails(capsys, *train, "--resume")
+    out.mkdir()
+    (out / "config.json").write_text("{}")  # of a run that was killed before its first checkpoint
+    status, text, err = run(capsys, *train, "--steps", "2,1,1", "--resume")
     assert status == 0 and "step 4 of 4" in text, err
     assert "bpp" in err and "ETA" in err
     assert "--resume" in fails(capsys, *train)
@@ -498,6 +626,29 @@ def test_train_export_encode_decode(picture: Path, capsys: pytest.CaptureFixture
     assert run(capsys, "decode", coded, folder / "back.png", "--model", weights)[0] == 0
     with Image.open(folder / "back.png") as image:
         assert image.size == (70, 50)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_training_with_a_checkpoint(
+    number: signal.Signals, picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mcodec.cli.progress import TrainingProgress
+
+    large, out = picture.with_name("large.png"), picture.with_name("run")
+    with Image.open(picture) as image:
+        image.resize((160, 140)).save(large)
+    config = picture.with_name("run.json")
+    config.write_text(json.dumps({"preset": "cascade-small", "crop": 128, "batch": 1, "data": str(large)}))
+    command = ("train", "--config", config, "--out", out, "--device", "cpu", "--threads", "1", "--steps", "3,0,0")
+    before = signal.getsignal(number)
+    numbers = iter([number])
+    monkeypatch.setattr(TrainingProgress, "report", lambda *_: [signal.raise_signal(n) for n in numbers])
+    status, _, err = run(capsys, *command)
+    assert status == 130 and f"{out / 'checkpoint.pt'}: step 2 of 3; --resume goes on\n" in err
+    monkeypatch.undo()
+    assert signal.getsignal(number) == before
+    assert "step 3 of 3" in run(capsys, *command, "--resume")[1]
 
 
 @pytest.mark.parametrize("steps", ["3", "1,2", "1,2,-3", "a,b,c"])

@@ -346,7 +346,7 @@ def test_folders(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     status, text, err = run(capsys, "encode", folder, out, "--recursive", "--jobs", "2")
     assert status == 1 and text == "5 done, 0 skipped, 2 failed\n"
     assert err.count("mcodec: error: ") == 2 and "broken.png" in err and "cut.png" in err
-    assert f"mcodec: note: {folder}: 1 of 8 files passed over by their names\n" in err and err.count("\n") == 3
+    assert f"mcodec: note: {folder}: 1 of 8 files passed over by their names (1 .txt)\n" in err and err.count("\n") == 3
     expected = ["a.mci", "b.mci", "c.mci", "sub/d.mci", "sub/deep/e.mci"]
     assert _files(out) == expected
     times = [os.stat(out / name).st_mtime_ns for name in expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zlib
 from pathlib import Path
@@ -47,6 +48,31 @@ def test_whole_files(coded: Path, model: Path, capsys: pytest.CaptureFixture[str
     line = f"ok, 50 x 40, {size:,} bytes, {codes:,} codes"
     assert verify(capsys, coded, other, "--model", model) == (0, [f"{coded}: {line}", f"{other}: {line}"])
     assert verify(capsys, coded, "--deep", "--model", model) == (0, [f"{coded}: {line}, pixels"])
+
+
+def test_many_files_as_json(coded: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [shutil.copy(coded, coded.with_name(f"{index}.mci")) for index in range(5)]
+    flipped = damaged(coded, "flipped.mci", -10, reseal=False)
+    status, lines = verify(capsys, *names, flipped, "--jobs", "3", "--json", "--model", model)
+    rows = {row.pop("file"): row for row in map(json.loads, lines)}
+    assert status == 1 and set(rows) == {*map(str, names), str(flipped)}
+    size, codes = coded.stat().st_size, sum(c.numel() for c in Codec(*weights.load(model)).codes(coded.read_bytes()))
+    found = {"status": "ok", "width": 50, "height": 40, "bytes": size}
+    found |= {"weights": weights.load(model)[1].hex(), "codes": codes, "pixels": False}
+    assert all(rows[str(name)] == found for name in names)
+    assert rows[str(flipped)] == {"status": "failed", "error": "the file is damaged: its checksum does not match"}
+
+
+def test_structure_alone_takes_no_weights(
+    coded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever weights a file names."""
+    monkeypatch.setattr("mcodec.cli.verify.Codecs", lambda *_: pytest.fail("weights were looked for"))
+    line = f"ok, 50 x 40, {coded.stat().st_size:,} bytes"
+    assert verify(capsys, coded, "--quick") == (0, [f"{coded}: {line}"])
+    status, lines = verify(capsys, damaged(coded, "flipped.mci", -10, reseal=False), "--quick")
+    assert status == 1 and "its checksum does not match" in lines[0]
+    assert entry.run(["verify", "--quick", "--deep", str(coded)]) == 2
 
 
 def test_every_bad_file_has_its_line(coded: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
