@@ -15,6 +15,8 @@ from mcodec.image import read_image, to_raster
 
 #: Pictures with a shorter side are measured but left out of the means: there, headers outweigh pixels.
 MIN_SIDE = 16
+#: Formats that are lossy as a rule: what has been through one is easy for it, and holds its errors for all others.
+LOSSY = {"JPEG", "MPO", "AVIF", "HEIF", "JXL"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Picture:
     height: int = 0
     note: str = ""
     problem: str = ""
+    form: str = ""  # Pillow's name of the file's format
 
     @property
     def name(self) -> str:
@@ -57,7 +60,7 @@ def _look(path: Path) -> Picture:
     notes = [] if image.mode == "RGB" else [f"mode {image.mode}, coded as RGB"]
     if min(width, height) < MIN_SIDE:
         notes.append(f"a side below {MIN_SIDE} px, not in the means")
-    return Picture(path, sha256, width, height, note="; ".join(notes))
+    return Picture(path, sha256, width, height, "; ".join(notes), form=str(image.format))
 
 
 def look(folder: Path, limit: int | None = None) -> list[Picture]:

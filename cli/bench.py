@@ -196,7 +196,7 @@ def rd(
     import torch
 
     from mcodec.bench import codecs
-    from mcodec.bench.pictures import look
+    from mcodec.bench.pictures import LOSSY, look
     from mcodec.bench.rd import Runner, plan
 
     check_device(device)
@@ -209,6 +209,9 @@ def rd(
     for name, reason in what.skipped.items():
         click.echo(f"skipped: {name}: {reason}", err=True)
     pictures = look(images, limit)
+    if lossy := sum(picture.form in LOSSY for picture in pictures):
+        told = f"{lossy} of {len(pictures)} pictures were coded with loss before, which favours the codec that did it"
+        click.echo(f"note: {told}; take originals, or reduce them to half their size first", err=True)
     with _progress() as report:
         Runner(what, pictures, out, report).run()
     _write(out, beside, summary)
