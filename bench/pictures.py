@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mcodec.errors import BenchError, ImageError
-from mcodec.image import read_image, to_raster
+from mcodec.image import read_image, register, to_raster
 
 #: Pictures with a shorter side are measured but left out of the means: there, headers outweigh pixels.
 MIN_SIDE = 16
@@ -68,6 +68,7 @@ def look(folder: Path, limit: int | None = None) -> list[Picture]:
 
     Raises BenchError where there is none that can be read.
     """
+    register()  # HEIC is a picture, too
     known = set(Image.registered_extensions())
     paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in known and p.is_file()]
     pictures = [_look(path) for path in paths[:limit]]

@@ -13,7 +13,7 @@ from mcodec.bench.results import COMPARED, SPEED_BPP
 from mcodec.errors import BenchError
 
 #: A section: the results file, the metric that codecs are compared by, and what is written between.
-_SECTION = re.compile(r"(<!-- results (?P<file>\S+) (?P<metric>\S+) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
+_SECTION = re.compile(r"(<!-- results (?P<file>\S+) (?P<metric>\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -55,7 +55,7 @@ class _Deltas:
 
 def _efforts(curves: dict[str, Any]) -> list[str]:
     """The subject with more effort, where that was measured too."""
-    return [name for name in curves if "@" in name]
+    return [name for name in list(curves)[1:] if "@" in name]
 
 
 def _published(deltas: _Deltas, subjects: Sequence[str]) -> list[str]:
@@ -124,7 +124,7 @@ def fill(readme: str, folder: Path) -> str:
     def write(found: re.Match[str]) -> str:
         if found["metric"] not in COMPARED:
             raise BenchError(f"codecs are compared by {' or '.join(COMPARED)}, not by {found['metric']!r}")
-        return f"{found[1]}{_section(folder / found['file'], found['metric'])}{found[4]}"
+        return f"{found[1]}{_section(folder / found['file'], found['metric'])}\n{found[4]}"
 
     text, count = _SECTION.subn(write, readme)
     if not count:
