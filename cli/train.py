@@ -119,6 +119,8 @@ def train(
     # a run that was killed before its first checkpoint begins anew; a folder without any run is a mistake
     if resume and (checkpoint.exists() or not (folder / "config.json").exists()):
         trainer.load(checkpoint)
+    elif resume:
+        click.echo(f"mcodec: note: {folder} holds no checkpoint: the run begins anew", err=True)
     if int(os.environ.get("RANK", "0")) != 0:  # under torchrun one process draws
         with _stopped_by_signals(trainer):
             trainer.run()
@@ -137,13 +139,18 @@ def train(
 
 @contextmanager
 def _stopped_by_signals(trainer: Trainer) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after the step in work, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C and SIGTERM end the run after the step in work, with a checkpoint; a second Ctrl-C ends it at once."""
 
     def stop(number: int, _: FrameType | None) -> None:
         trainer.stopping = True
-        signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGINT:  # SIGTERM may come twice: to all of a job, and from torchrun to its processes
+            signal.signal(number, before[signal.SIGINT])
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # a script starts what is in its background with SIGINT ignored
+    before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:

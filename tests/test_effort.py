@@ -228,6 +228,7 @@ def test_bench(plain: Codec, picture: Make) -> None:
 
 
 def test_bench_measures_what_weights_are_for(similar: Codec, picture: Make) -> None:
+    pytest.importorskip("pytorch_msssim")
     from mcodec.bench.effort import measure as measured
     from mcodec.bench.effort import table
     from mcodec.errors import BenchError

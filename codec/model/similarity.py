@@ -5,6 +5,8 @@ By pytorch-msssim, which is imported when it is first needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,14 +22,19 @@ def ms_ssim(a: Tensor, b: Tensor, peak: float) -> Tensor:
 
     AssertionError for sides below SIDE; CodecError where pytorch-msssim is missing.
     """
+    if a.is_cuda:  # variances are small differences; TF32, which a GPU may take for float32, would lose them
+        a, b = a.double(), b.double()
+    with torch.autocast(a.device.type, enabled=False):
+        return library()(a, b, data_range=peak, size_average=False).float()
+
+
+def library() -> Callable[..., Tensor]:
+    """The function of pytorch-msssim; CodecError where it is missing."""
     try:
-        from pytorch_msssim import ms_ssim as implementation
+        from pytorch_msssim import ms_ssim as function
     except ImportError as error:
         raise CodecError("MS-SSIM needs pytorch-msssim: pip install pytorch-msssim") from error
-    found: Tensor
-    # variances are small differences
-    with torch.autocast(a.device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
-        found = implementation(a, b, data_range=peak, size_average=False)
+    found: Callable[..., Tensor] = function
     return found
 
 

@@ -26,7 +26,7 @@ from mcodec.model.config import LEVELS, ModelConfig
 from mcodec.model.context import QualityTable
 from mcodec.model.layers import Exact1x1, Pointwise, Response, Spatial
 from mcodec.model.quantizer import Codebooks
-from mcodec.model.similarity import SIDE, dissimilarity
+from mcodec.model.similarity import SIDE, dissimilarity, library
 from mcodec.training import units
 from mcodec.training.checkpoint import read as read_checkpoint
 from mcodec.training.config import TrainConfig
@@ -116,8 +116,10 @@ class Trainer:
         self.model = _start(config).to(self.device)
         if config.crop % (multiple := self.model.config.multiple):
             raise TrainingError(f"crop must be a multiple of {multiple}, got {config.crop}")
-        if (distortion := self.model.config.distortion) == "ms-ssim" and config.crop < SIDE:
-            raise TrainingError(f"MS-SSIM is defined from sides of {SIDE} pixels on: crop is {config.crop}")
+        if (distortion := self.model.config.distortion) == "ms-ssim":
+            library()  # or it is missed after all pictures have been read
+            if config.crop < SIDE:
+                raise TrainingError(f"MS-SSIM is defined from sides of {SIDE} pixels on: crop is {config.crop}")
         # pointwise and depthwise layers are two to three times faster so, on CPUs as on GPUs
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.gumbel = self.model.config.assignment == "gumbel"
@@ -330,11 +332,11 @@ class Trainer:
             grad.copy_(part.view(grad.shape))
 
     def _agree(self, stop: bool) -> bool:
-        """The first process's clock decides for all, or the others would wait for it for ever."""
+        """What one process was told or its clock says goes for all, or they would wait for each other for ever."""
         if self.world == 1:
             return stop
         flag = torch.tensor(float(stop), device=self.device)
-        dist.broadcast(flag, 0)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
     @torch.no_grad()
