@@ -118,9 +118,12 @@ def plan(
 
 def _below(path: Path, base: Path) -> Path:
     try:
-        return Path(os.path.abspath(path)).relative_to(os.path.abspath(base))  # links stay
-    except ValueError as error:
-        raise CodecError(f"{path} is not below {base}") from error
+        place = Path(os.path.abspath(path)).relative_to(os.path.abspath(base))  # links stay
+        if place.name:
+            return place
+    except ValueError:
+        pass
+    raise CodecError(f"{path} is not below {base}")
 
 
 def run(
@@ -187,14 +190,24 @@ def each(items: Iterable[Item], work: Callable[[Item], Found], jobs: int) -> Ite
         torch.set_num_threads(max(1, cores() // jobs))
     pool = ThreadPoolExecutor(jobs)
     waiting: dict[Future[Found], Item] = {}
+    failed: Exception | None = None
     queue = iter(items)
     try:
-        while True:
+        if jobs == 1:  # on this thread, where Ctrl-C ends what is in work
             for item in queue:
-                waiting[pool.submit(work, item)] = item
-                if len(waiting) >= 2 * jobs:
-                    break
+                yield item, work(item)
+            return
+        while True:
+            try:
+                for item in queue:
+                    waiting[pool.submit(work, item)] = item
+                    if len(waiting) >= 2 * jobs:
+                        break
+            except Exception as error:  # of the items: what was drawn before is reported first
+                failed = error
             if not waiting:
+                if failed is not None:
+                    raise failed
                 return
             done = wait(waiting, return_when=FIRST_COMPLETED).done
             for future in [one for one in waiting if one in done]:
@@ -205,7 +218,7 @@ def each(items: Iterable[Item], work: Callable[[Item], Found], jobs: int) -> Ite
 
 
 def cores() -> int:
-    """Those that this process may use: in a container or under a batch system fewer than the machine has."""
+    """Those that this process may use: under a batch system fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

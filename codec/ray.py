@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from mcodec import container, weights
 from mcodec.api import load
 from mcodec.batch import Result
-from mcodec.errors import FormatError
+from mcodec.errors import CodecError, FormatError
 from mcodec.reading import default_codec
 
 Batch = dict[str, NDArray[Any]]
@@ -75,7 +75,11 @@ class Decode(_Worker):
             groups.setdefault(self._others(item), []).append(index)
         found: dict[int, Result[Any]] = {}
         for name, places in groups.items():
-            codec = self.codec if name is None else default_codec(name, self.device)
+            try:
+                codec = self.codec if name is None else default_codec(name, self.device)
+            except CodecError as error:  # weights that are damaged are the matter of the files that name them
+                found |= {index: Result(batch[self.column][index], error=error) for index in places}
+                continue
             found |= zip(places, codec.decode_iter(batch[self.column][places]), strict=True)
         results = [found[index] for index in range(len(found))]
         images = [None if r.value is None else np.asarray(r.value) for r in results]

@@ -7,6 +7,7 @@ that hash are the fingerprint that a .mci file names its weights by. Nothing is 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -117,6 +118,8 @@ def save(model: Cascade, path: Path, card: dict[str, Any], replace: bool = True)
 
     from mcodec.files import atomic
 
+    if not replace and path.with_suffix(".json").exists():  # it gets its name last
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path.with_suffix(".json")))
     content = serialize(release_tensors(model), {"config": json.dumps(model.config.to_dict())})
     card = {**card, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     with atomic(path.with_suffix(".json"), replace) as beside, atomic(path, replace) as file:

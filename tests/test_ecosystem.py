@@ -42,7 +42,7 @@ def plugin(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_ray_decodes_by_the_weights_that_files_name(
-    tiny: Codec, model: Path, picture: Make, monkeypatch: pytest.MonkeyPatch
+    tiny: Codec, model: Path, picture: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files of former releases beside those of the present one; what an earlier step could not do keeps its reason."""
     import mcodec.ray
@@ -60,6 +60,11 @@ def test_ray_decodes_by_the_weights_that_files_name(
     assert list(found["error"][:3]) == [None, "no picture", None] and "magic" in found["error"][3]
     named = mcodec.ray.Decode("mci", model="tiny", device="cpu")({"mci": column[2:3]})  # what is named is taken
     assert "made by weights" in named["error"][0]
+    (tmp_path / "tiny.safetensors").write_bytes(model.read_bytes()[:-9])  # damaged ones are a matter of their files
+    (tmp_path / "tiny.json").write_bytes(model.with_suffix(".json").read_bytes())
+    monkeypatch.setenv("MCODEC_WEIGHTS", str(tmp_path))
+    found = mcodec.ray.Decode("mci", device="cpu")({"mci": column[::2]})
+    assert found["error"][0] is None and "SHA-256" in found["error"][1]
 
 
 def test_files_from_a_buffer_that_is_filled_again(tiny: Codec, picture: Make) -> None:

@@ -138,7 +138,7 @@ def _fitted(raster: Raster, form: str) -> tuple[Raster, list[str]]:
         said = {"icc": "the colour profile", "exif": "EXIF", "xmp": "XMP"}
         lost += [text for name, text in said.items() if getattr(raster.metadata, name)]
         raster = replace(raster, metadata=Metadata())
-    for name, most in _SEGMENT.items() if form in ("JPEG", "MPO") else ():
+    for name, most in _SEGMENT.items() if form == "JPEG" else ():
         if len(getattr(raster.metadata, name) or b"") > most:
             raster = replace(raster, metadata=replace(raster.metadata, **{name: None}))
             lost.append(f"{name.upper()} of more than {most} bytes")
