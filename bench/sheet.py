@@ -14,7 +14,7 @@ from mcodec.bench.rd import CROP_HEIGHT, CROP_WIDTH, matched, middle
 from mcodec.image import read_image
 
 #: Pixels between crops, and above each for its label.
-GAP, LABEL = 8, 22
+GAP, LABEL = 8, 38
 
 
 def draw(
@@ -42,6 +42,6 @@ def draw(
         top = GAP + row * (CROP_HEIGHT + LABEL + GAP)
         for column, (label, picture) in enumerate(cells):
             left = GAP + column * (CROP_WIDTH + GAP)
-            pen.text((left, top), label, "black", font)
+            pen.text((left, top), label.replace(": ", "\n", 1), "black", font)  # or names run into each other
             sheet.paste(Image.fromarray(middle(picture)), (left, top + LABEL))
     return sheet

@@ -396,12 +396,15 @@ def test_readme_table_is_current() -> None:
     """The README shows the committed results, and those are of the released weights."""
     from mcodec import weights
 
-    committed = readme.read(ROOT / "bench/results/kodak.json")
     text = (ROOT / "README.md").read_text()
     assert readme.fill(text, ROOT / "bench/results") == text
-    sha256 = weights.read_card(weights.find())["sha256"]
-    assert committed["curves"]["mcodec"]["version"].endswith(f"weights {sha256[:16]}")
-    assert set(committed["pictures"]) == anchors.KODAK
+    for file, codec, model in (
+        ("kodak", "mcodec", None), ("kodak-ms-ssim", "mcodec:cascade-ms-ssim", "cascade-ms-ssim"),
+    ):  # fmt: skip
+        committed = readme.read(ROOT / f"bench/results/{file}.json")
+        sha256 = weights.read_card(weights.find(model))["sha256"]
+        assert next(iter(committed["curves"])) == codec and set(committed["pictures"]) == anchors.KODAK
+        assert committed["curves"][codec]["version"].endswith(f"weights {sha256[:16]}")
 
 
 def test_readme_with_efforts(tmp_path: Path) -> None:

@@ -545,7 +545,8 @@ def test_files_decode_with_the_weights_that_they_name(
         mcodec.read(coded)
     monkeypatch.setenv("MCODEC_WEIGHTS", f"{picture.parent / 'none'}{os.pathsep}{model.parent}")
     assert weights.find().stem == weights.DEFAULT and weights.find("tiny") == model
-    assert [card["default"] for card in weights.list_models()] == [True, False]
+    defaults = {card["file"]: card["default"] for card in weights.list_models()}
+    assert defaults["cascade.safetensors"] and not defaults["tiny.safetensors"] and sum(defaults.values()) == 1
     assert run(capsys, "decode", coded, decoded)[0] == 0
     assert "ok, " in run(capsys, "verify", coded)[1]
     assert json.loads(run(capsys, "info", coded, "--stages", "--json")[1])["stages"]
