@@ -46,8 +46,9 @@ RATE = 0.35
 FIRST_PENALTY, LAST_PENALTY = (2.0, 1.0), 8.0
 #: No latent moves further in one step (in quantization steps).
 REACH = 0.25
-#: By how much latents are moved to see what that costs in similarity (in quantization steps).
-PROBE = 0.5
+#: By how much latents are moved to see what that costs in similarity (in quantization steps). MS-SSIM is less curved
+#: further off: with moves of 0.5 the search raises J (docs/EXPERIMENTS.md).
+PROBE = 0.02
 
 
 def steps_of(effort: int) -> int:
