@@ -34,6 +34,15 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
     return status, captured.out, captured.err
 
 
+def test_pictures_that_lost_something_before_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, command = photographs(tmp_path / "images"), ("--codecs", "webp", "--qualities", "webp=20,60", *QUICK)
+    assert "with loss" not in run(capsys, "rd", "--images", images, "--out", tmp_path / "one", *command)[2]
+    with Image.open(images / "a.png") as image:
+        image.convert("RGB").save(images / "c.jpg")
+    status, _, err = run(capsys, "rd", "--images", images, "--out", tmp_path / "two", *command)
+    assert status == 0 and err.startswith("note: 1 of 3 pictures were coded with loss before")
+
+
 def test_odd_pictures_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A text file, one pixel and a grey picture: a report with those marked, the grey one in the means."""
     images, out = photographs(tmp_path / "images"), tmp_path / "out"
