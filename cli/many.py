@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,15 +83,18 @@ def plan(
     found: list[tuple[Path, Path]] = []  # source, place below the folder
     for source in sources:
         if source.is_dir():
-            inside = list(files(source, recursive))
-            chosen = [path for path in inside if choose(path)]
+            chosen, others = [], Counter[str]()
+            for path in files(source, recursive):
+                if choose(path):
+                    chosen.append(path)
+                else:
+                    others[path.suffix.lower() or path.name] += 1
             if not chosen:
                 hint = "" if recursive else "; --recursive looks below it"
                 raise CodecError(f"{source} holds no file to work on{hint}")
-            if other := len(inside) - len(chosen):
-                kinds = Counter(path.suffix.lower() or path.name for path in inside if not choose(path))
-                named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(KINDS))
-                note = f"{source}: {other} of {len(inside)} files passed over by their names ({named})"
+            if count := others.total():
+                kinds = ", ".join(f"{number} {kind}" for kind, number in others.most_common(KINDS))
+                note = f"{source}: {count} of {count + len(chosen)} files passed over by their names ({kinds})"
                 click.echo(f"mcodec: note: {note}", err=True)
             found += [(path, path.relative_to(source)) for path in chosen]
         elif _is_pattern(source):
@@ -105,7 +108,7 @@ def plan(
     targets = []
     for _, place in found:
         short = place.with_suffix(suffix)
-        alone = coded(place) if base else taken[short] == 1
+        alone = taken[short] == 1 if base is None else coded(place)
         targets.append(short if alone else place.with_name(place.name + suffix))
     folded: Callable[[str], str] = str.casefold if _ignores_case(out) else str
     if twice := [name for name, count in Counter(folded(str(target)) for target in targets).items() if count > 1]:
@@ -143,10 +146,11 @@ def run(
         for source, target in skipped:
             click.echo(line(source, target, "skipped", {}))
     jobs = jobs or max(1, min(DEFAULT_JOBS, cores(), len(todo)))
-    results = each(todo, functools.partial(_guarded, prepare(jobs), force), jobs) if todo else ()
     console = Console(stderr=True, highlight=False)
-    with Progress(console=console, disable=not console.is_terminal or not todo) as bar:
+    bar = Progress(console=console, disable=not console.is_terminal or not todo)
+    with bar, shared_threads(jobs) if todo else nullcontext():  # where there is nothing to do, nothing is loaded
         task = bar.add_task("files", total=len(todo))
+        results = each(todo, functools.partial(_guarded, prepare(jobs), force), jobs) if todo else ()
         for (source, target), result in results:
             bar.advance(task)
             status = "skipped" if result is None else "failed" if isinstance(result, str) else "done"
@@ -183,20 +187,15 @@ def line(source: Path, target: Path | None, status: str, report: dict[str, Any])
 
 def each(items: Iterable[Item], work: Callable[[Item], Found], jobs: int) -> Iterator[tuple[Item, Found]]:
     """What `work` makes of items, so many at a time, as they are done; few are drawn ahead."""
-    import torch
-
-    before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ:  # which is for each job, then
-        torch.set_num_threads(max(1, cores() // jobs))
+    if jobs == 1:  # on this thread, where Ctrl-C ends what is in work
+        for item in items:
+            yield item, work(item)
+        return
     pool = ThreadPoolExecutor(jobs)
     waiting: dict[Future[Found], Item] = {}
     failed: Exception | None = None
     queue = iter(items)
     try:
-        if jobs == 1:  # on this thread, where Ctrl-C ends what is in work
-            for item in queue:
-                yield item, work(item)
-            return
         while True:
             try:
                 for item in queue:
@@ -214,6 +213,19 @@ def each(items: Iterable[Item], work: Callable[[Item], Found], jobs: int) -> Ite
                 yield waiting.pop(future), future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def shared_threads(jobs: int) -> Iterator[None]:
+    """Each job has its part of the CPUs for torch, or OMP_NUM_THREADS where the user says so."""
+    import torch
+
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // jobs))
+    try:
+        yield
+    finally:
         torch.set_num_threads(before)
 
 

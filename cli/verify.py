@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,17 @@ def verify(
     """
     if deep and quick:
         raise click.UsageError("choose one of --deep and --quick.")
-    if not quick:
+    codecs: Codecs | None = None
+    threads: AbstractContextManager[None] = nullcontext()
+    if not quick:  # structure takes no torch
         check_device(device)
-    codecs = None if quick else Codecs(model, device, jobs)
+        codecs, threads = Codecs(model, device, jobs), many.shared_threads(jobs)
     work = functools.partial(_check, deep, max_pixels, codecs)
     failed = False
-    for path, report in many.each(_files(paths, recursive), work, jobs):
-        failed |= report["status"] == "failed"
-        click.echo(json.dumps({"file": str(path), **report}) if as_json else f"{path}: {_text(report)}")
+    with threads:
+        for path, report in many.each(_files(paths, recursive), work, jobs):
+            failed |= report["status"] == "failed"
+            click.echo(json.dumps({"file": str(path), **report}) if as_json else f"{path}: {_text(report)}")
     if failed:
         click.get_current_context().exit(1)
 
