@@ -27,7 +27,7 @@ from mcodec.bench import machine, metrics
 from mcodec.bench.pictures import rgb
 from mcodec.bench.protocol import Pixels
 from mcodec.bench.speed import percentiles, seconds_of_parts, sized
-from mcodec.entropy import backend, batch_encoder
+from mcodec.entropy import LANE_SHARE, backend, batch_encoder
 from mcodec.entropy.batch import ArrayEncoder
 from mcodec.files import append_rows
 from mcodec.image import read_image
@@ -113,8 +113,8 @@ def measure(
         rows.append(
             {
                 "kind": "gpu", "what": what, "width": pixels.shape[1], "height": pixels.shape[0], "batch": batch,
-                "tile": codec.tile, "quality": quality, "bf16": codec.bf16, "repeat": repeat,
-                "bpp": round(8 * sum(map(len, files)) / count, 4), "psnr": round(quality_db, 3),
+                "tile": codec.tile, "lane_share": codec.lane_share, "quality": quality, "bf16": codec.bf16,
+                "repeat": repeat, "bpp": round(8 * sum(map(len, files)) / count, 4), "psnr": round(quality_db, 3),
                 "p20": low, "p50": middle, "p80": high, "mpx_s": count / middle / 1e6,
                 "mpx_s_p20_p80": [count / high / 1e6, count / low / 1e6], "peak_memory_mib": round(memory, 1),
                 "parts": parts, "coding_share": (parts["context"] + parts["coder"]) / parts["whole"],
@@ -159,20 +159,21 @@ def profile(codec: Codec, pixels: Pixels, quality: float, path: Path) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown of a results file: of each device, direction, batch and tile the last row."""
-    key = ("device", "what", "width", "height", "quality", "coder", "batch", "tile")
+    rows = [{"lane_share": LANE_SHARE, **row} for row in rows]  # older rows do not state it
+    key = ("device", "what", "width", "height", "quality", "coder", "lane_share", "batch", "tile")
     last = {tuple(row[name] for name in key): row for row in rows}
     names = ("analysis", "stages", "synthesis", "context", "choice", "coder", "other")
     lines = [
-        "| device | size, quality | what | coder | batch | tile | Mpx/s (p20 to p80) | bpp | PSNR, dB | peak MiB "
-        f"| {' | '.join(f'{name}, ms' for name in names)} | coding share |",
-        "|---" * (11 + len(names)) + "|",
+        "| device | size, quality | what | coder | lanes | batch | tile | Mpx/s (p20 to p80) | bpp | PSNR, dB "
+        f"| peak MiB | {' | '.join(f'{name}, ms' for name in names)} | coding share |",
+        "|---" * (12 + len(names)) + "|",
     ]
     for r in last.values():
         speed = f"{r['mpx_s']:.1f} ({r['mpx_s_p20_p80'][0]:.1f} to {r['mpx_s_p20_p80'][1]:.1f})"
         parts = " | ".join(f"{1000 * r['parts'][name]:.1f}" for name in names)
         lines.append(
             f"| {r['device']} | {r['width']}x{r['height']}, {r['quality']:g} | {r['what']} | {r['coder']} "
-            f"| {r['batch']} | {r['tile']} | {speed} | {r['bpp']:.3f} | {r['psnr']:.2f}"
+            f"| {r['lane_share']:.1%} | {r['batch']} | {r['tile']} | {speed} | {r['bpp']:.3f} | {r['psnr']:.2f}"
             f" | {r['peak_memory_mib']:.0f} | {parts} | {r['coding_share']:.0%} |"
         )
     return "\n".join(lines)
@@ -217,6 +218,10 @@ def bench(
 @click.option("--model", help="Name or path of weights. Default: the released ones.")
 @click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=BATCHES, show_default=True)
 @click.option("--tile", "tiles", type=click.IntRange(64), multiple=True, default=TILES, show_default=True)
+@click.option(
+    "--lane-share", type=click.FloatRange(0.0001, 0.1), default=LANE_SHARE, show_default=True,
+    help="Of the bytes, at most: more lanes make shorter ones.",
+)
 @click.option("--repeat", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--bf16/--float32", default=True, show_default=True, help="Type of the transforms' convolutions.")
 @click.option("--profile", "profiled", type=click.Path(dir_okay=False, path_type=Path), help="Operations of one run.")
@@ -228,6 +233,7 @@ def main(
     model: str | None,
     batches: tuple[int, ...],
     tiles: tuple[int, ...],
+    lane_share: float,
     repeat: int,
     bf16: bool,
     profiled: Path | None,
@@ -243,6 +249,7 @@ def main(
     path = image or (EXAMPLE if EXAMPLE.exists() else None)
     pixels = picture(path)
     codec, reference = load(model, "cuda", bf16), load(model, "cpu")
+    codec.lane_share = lane_share
     click.echo(f"{torch.cuda.get_device_name()}, {codec.batch_pixels / 2**20:g} Mi pixels in a pass")
     try:
         bench(

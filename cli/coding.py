@@ -103,6 +103,10 @@ def _allow_large() -> None:
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
+#: Of a file, at most: `Codec.lane_share` for decoding on a GPU.
+GPU_LANE_SHARE = 0.01
+
+
 @click.command(epilog=ENCODE_EXAMPLES)
 @click.argument("paths", metavar="IN... [OUT]", type=FILE, nargs=-1, required=True)
 @click.option(
@@ -126,6 +130,7 @@ def _allow_large() -> None:
 )
 @click.option("--strip", is_flag=True, help="Leave out colour profile, EXIF and XMP.")
 @click.option("--strip-gps", is_flag=True, help="Leave out the GPS position, or its block where it cannot be cut out.")
+@click.option("--for-gpu", is_flag=True, help="Files that decode faster on a GPU, by 1 % larger at most.")
 @click.option("--verify", is_flag=True, help="Decode what was written and compare before it takes its name.")
 @_many_options
 @model_option
@@ -141,6 +146,7 @@ def encode(
     effort: int,
     strip: bool,
     strip_gps: bool,
+    for_gpu: bool,
     verify: bool,
     recursive: bool,
     relative_to: Path | None,
@@ -165,6 +171,8 @@ def encode(
     def prepare(jobs: int) -> many.Work:
         _allow_large()
         codec = load_codec(model, device, jobs)
+        if for_gpu:
+            codec.lane_share = GPU_LANE_SHARE
         return functools.partial(
             _encode_file, codec, quality=quality, wanted=wanted, metadata=metadata, effort=effort, verify=verify,
             force=force,

@@ -17,6 +17,7 @@ from mcodec import batch, container, decoding, encoding, weights
 from mcodec.batch import Result
 from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_FILTER, TAG_ICC, TAG_SHIFTS, TAG_XMP, Container, Header
 from mcodec.engine import Engine, batch_pixels
+from mcodec.entropy import LANE_SHARE
 from mcodec.errors import CorruptStream, WrongModel
 from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, to_raster
 from mcodec.model import Cascade, level_of, search
@@ -57,6 +58,8 @@ class Codec:
     time, never a byte.
     batch_pixels: so many pixels of tiles or pictures of one size go through the networks together; by default what
     suits the device and its memory.
+    lane_share: the part of a file that the lanes of its entropy coder may take, 0.0001 to 0.1. A CPU does not care; a
+    GPU takes a step after the other for each lane, so that files of more lanes decode faster on it.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Codec:
         self.tile = max(container.TILE, model.config.multiple)
         self.tile_workers = 2 if self.device.type == "cpu" else 1
         self.batch_pixels = batch_pixels(self.device)
+        self.lane_share = LANE_SHARE
         self._tables = [self.model.tables(index) for index in range(len(self.model.stages))]
         if self.device.type == "cuda":  # copies that threads on different streams share are there before any reads them
             for table in self._tables:
@@ -88,8 +92,9 @@ class Codec:
     def _engine(self) -> Engine:
         """What codes tiles, with the settings of now."""
         return Engine(
-            self.model, self._tables, self.device, self.bf16, self.tile, self.tile_workers, self.batch_pixels
-        )
+            self.model, self._tables, self.device, self.bf16, self.tile, self.tile_workers, self.batch_pixels,
+            self.lane_share,
+        )  # fmt: skip
 
     # ---- encoding -----------------------------------------------------------------------------------------
 

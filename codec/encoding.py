@@ -245,7 +245,7 @@ class _Pass:
 
     def __init__(self, engine: Engine, batch: int, inner: Box) -> None:
         self._engine, self._inner = engine, inner
-        self.coder = entropy.batch_encoder(batch, engine.device)
+        self.coder = entropy.batch_encoder(batch, engine.device, engine.lane_share)
         self.codes: list[Tensor] = []  # of the stages so far, `[B, M, h, w]`, of the whole window
         self.coded: list[Tensor] = []  # those in `inner`
         self.shifts: list[Tensor] = []  # `[B]` each

@@ -34,6 +34,7 @@ class Engine:
     tile: int
     tile_workers: int
     batch_pixels: int
+    lane_share: float
 
     def prior(
         self, index: int, offset: Tensor | None, scale: Tensor | None, shift: Tensor | None

@@ -88,6 +88,24 @@ def test_decoding_to_tensors(
             codec.decode_tensors([files[0], container.pack(replace(file, codes=file.codes + b"\0\0"))])
 
 
+def test_share_of_lanes(picture: Make) -> None:
+    """More lanes where they may take more of a file: a few bytes, the same codes, in one tile and in several."""
+    codec = Codec(lively(TINY), b"tinytiny")
+    array = picture(130, 140)
+    for tile in (1024, 128):
+        codec.tile, codec.lane_share = tile, 0.001
+        few, codes = codec.encode_with_codes(array, 90)
+        codec.lane_share = 0.1
+        many, again = codec.encode_with_codes(array, 90)
+        assert len(few) < len(many) <= 1.1 * len(few)
+        assert same(codec.codes(many), codes) and same(again, codes)
+        if tile == 1024:
+            assert container.unpack(few).codes[0] == 0 < container.unpack(many).codes[0]
+    codec.lane_share = 0.5
+    with pytest.raises(ValueError, match="share of lanes"):
+        codec.encode(array)
+
+
 def test_mixed_batches_keep_their_order(tiny: Codec, picture: Make) -> None:
     arrays = [picture(20 + 17 * i, 90 - 11 * i, i) for i in range(5)] + [picture(20, 90, 9)]
     files = tiny.encode_batch(arrays, [10, 30, 50, 70, 90, 20])

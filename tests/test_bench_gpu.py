@@ -36,8 +36,12 @@ def test_rows(codecs: tuple[Codec, Codec], tmp_path: Path) -> None:
         idle = {"encode": set(), "decode": {"analysis", "choice"}}[row["what"]]
         assert {name for name in speed.PARTS if not row["parts"][name]} == idle
         assert row["coder"] in ("c", "numpy")
+        assert row["lane_share"] == 0.001
+    codecs[0].lane_share = 0.1
+    gpu.bench(codecs, pixels, (1,), (64,), 50, 1, out, ("generated", None), said.append)
     printed = CliRunner().invoke(gpu.main, ["--table", "--out", str(out)]).output
-    assert printed.count("| cpu | 96x80, 50 | encode |") == 4 and printed.count("\n") == 10
+    assert printed.count("| cpu | 96x80, 50 | encode |") == 5 and printed.count("\n") == 12
+    assert printed.count("| 0.1% |") == 8 and printed.count("| 10.0% |") == 2
 
 
 def test_parts_of_the_coder_on_tensors(codecs: tuple[Codec, Codec], monkeypatch: pytest.MonkeyPatch) -> None:

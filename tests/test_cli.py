@@ -172,6 +172,22 @@ def test_command_line_and_api_write_the_same_file(picture: Path, capsys: pytest.
         assert out.read_bytes() == mcodec.load().encode(image.convert("RGB"), quality=80)
 
 
+def test_files_for_a_gpu(picture: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """More lanes, a few bytes more, the same picture."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(picture)
+    files, pictures = [], []
+    for name, *options in (("few",), ("many", "--for-gpu")):
+        out, back = picture.with_name(f"{name}.mci"), picture.with_name(f"{name}.png")
+        assert run(capsys, "encode", picture, out, "-q", "95", "--model", model, *options)[0] == 0
+        assert run(capsys, "decode", out, back, "--model", model)[0] == 0
+        files.append(out.read_bytes())
+        pictures.append(back.read_bytes())
+    few, many = (container.unpack(data).codes[0] for data in files)
+    assert many > few and len(files[0]) < len(files[1]) <= 1.01 * len(files[0])
+    assert pictures[0] == pictures[1]
+
+
 def test_output_into_a_folder(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = picture.with_name("there")
     folder.mkdir()

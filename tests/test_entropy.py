@@ -49,7 +49,7 @@ def encode(stages: list[Stage], lanes: int | None = None) -> bytes:
     encoder = Encoder()
     for tables, context, codes in stages:
         encoder.add_stage(tables, *context, codes)
-    with mock.patch.object(coder, "lanes_for", lambda n: lanes or lanes_for(n)):
+    with mock.patch.object(coder, "lanes_for", lambda n, share: lanes or lanes_for(n, share)):
         return encoder.finish()
 
 
@@ -273,6 +273,18 @@ def test_size_is_near_the_ideal(engine: str, bits_per_symbol: float, slope: int)
 )
 def test_lanes_for(loads: int, more: int, lanes: int) -> None:
     assert lanes_for(loads * coder.SURPRISE_PER_LANE + more) == lanes
+
+
+@pytest.mark.parametrize("share,lanes", [(0.0001, 1), (0.001, 4), (0.01, 32), (0.1, 256)])
+def test_share_of_lanes(share: float, lanes: int) -> None:
+    """A larger share of the bytes allows for more lanes."""
+    assert lanes_for(4 * coder.SURPRISE_PER_LANE, share) == lanes
+
+
+@pytest.mark.parametrize("share", [0.0, 0.00001, 0.2, -1.0, float("nan"), float("inf")])
+def test_share_of_lanes_out_of_range(share: float) -> None:
+    with pytest.raises(ValueError, match="share of lanes"):
+        lanes_for(1, share)
 
 
 def test_words(engine: str) -> None:

@@ -40,8 +40,8 @@ def stacked(batch: Batch, index: int, device: torch.device) -> list[torch.Tensor
     ]
 
 
-def encode(batch: Batch, device: torch.device) -> list[bytes]:
-    encoder = TensorEncoder(len(batch), device)
+def encode(batch: Batch, device: torch.device, lane_share: float = coder.LANE_SHARE) -> list[bytes]:
+    encoder = TensorEncoder(len(batch), device, lane_share)
     for index, (tables, _, _) in enumerate(batch[0]):
         offset, scale, codes = stacked(batch, index, device)
         assert codes is not None
@@ -79,6 +79,22 @@ def test_streams_of_every_coder(
         assert max(lanes) == 0 if load == coder.SURPRISE_PER_LANE > 1 << 20 else max(lanes) > 0
     for index, found in enumerate(decode(streams, batch, device)):
         assert found.dtype == torch.int32
+        for item, stages in enumerate(batch):
+            assert found[item].tolist() == stages[index][2].tolist()
+
+
+def test_share_of_lanes(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More lanes where they may take more of the bytes: as many as arrays take, and the codes come back."""
+    monkeypatch.setattr(coder, "SURPRISE_PER_LANE", 100 << 16)
+    batch = batch_of(5, 9, 2, 23)
+    streams = encode(batch, device, 0.1)
+    assert max(stream[0] for stream in streams) > 0 == max(stream[0] for stream in encode(batch, device))
+    for stream, stages in zip(streams, batch, strict=True):
+        encoder = Encoder(0.1)
+        for tables, context, codes in stages:
+            encoder.add_stage(tables, *context, codes)
+        assert encoder.finish() == stream
+    for index, found in enumerate(decode(streams, batch, device)):
         for item, stages in enumerate(batch):
             assert found[item].tolist() == stages[index][2].tolist()
 

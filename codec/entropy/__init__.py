@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mcodec.entropy.batch import BatchDecoder, BatchEncoder, batch_decoder, batch_encoder
 from mcodec.entropy.coder import (
+    LANE_SHARE,
     Decoder,
     Encoder,
     PriorTables,
@@ -17,6 +18,7 @@ from mcodec.entropy.coder import (
 )
 
 __all__ = [
+    "LANE_SHARE",
     "BatchDecoder",
     "BatchEncoder",
     "Decoder",

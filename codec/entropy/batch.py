@@ -82,9 +82,9 @@ class BatchDecoder(Protocol):
         """CorruptStream unless every stream was read to its end and ended where its encoder began."""
 
 
-def batch_encoder(batch: int, device: torch.device) -> BatchEncoder:
-    """An encoder for tiles whose latents are on `device`."""
-    return TensorEncoder(batch, device) if _on_tensors(device) else ArrayEncoder(batch)
+def batch_encoder(batch: int, device: torch.device, lane_share: float = coder.LANE_SHARE) -> BatchEncoder:
+    """An encoder for tiles whose latents are on `device`; lane_share as in `mcodec.entropy.lanes_for`."""
+    return TensorEncoder(batch, device, lane_share) if _on_tensors(device) else ArrayEncoder(batch, lane_share)
 
 
 def batch_decoder(streams: Sequence[bytes], device: torch.device, truncated: bool = False) -> BatchDecoder:
@@ -115,8 +115,8 @@ def _context(
 class ArrayEncoder:
     """`BatchEncoder` on the host: C or numpy, tile by tile."""
 
-    def __init__(self, batch: int) -> None:
-        self._coders = [Encoder() for _ in range(batch)]
+    def __init__(self, batch: int, lane_share: float = coder.LANE_SHARE) -> None:
+        self._coders = [Encoder(lane_share) for _ in range(batch)]
 
     def choose(
         self,
@@ -190,8 +190,8 @@ def _on_device(
 class TensorEncoder:
     """`BatchEncoder` by mcodec.kernels: nothing leaves the device before `finish`."""
 
-    def __init__(self, batch: int, device: torch.device) -> None:
-        self._batch, self._device = batch, device
+    def __init__(self, batch: int, device: torch.device, lane_share: float = coder.LANE_SHARE) -> None:
+        self._batch, self._device, self._lane_share = batch, device, lane_share
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []  # start and freq [B, n] in coding order, count [B]
         self._surprise = torch.zeros(batch, dtype=torch.int64, device=device)
         self._sealed: tuple[Tensor, Tensor] | None = None  # log2 of lanes, words, words by stage; rows of words
@@ -229,10 +229,11 @@ class TensorEncoder:
         sizes = [part[0].shape[1] for part in self._parts]
         firsts = [sum(sizes[:i]) for i in range(len(sizes))]
         counts = torch.stack([part[2] for part in self._parts], 1) if sizes else empty.long()
-        loads = self._surprise // coder.SURPRISE_PER_LANE
+        loads = self._surprise // coder.surprise_per_lane(self._lane_share)
         log2 = sum((loads >= 1 << i).long() for i in range(1, coder.MAX_LOG2_LANES + 1))
         assert isinstance(log2, Tensor)
-        max_lanes = coder.lanes_for(sum(sizes) * TOTAL)  # what the shapes allow: lanes are not known on the host
+        # what the shapes allow: lanes are not known on the host
+        max_lanes = coder.lanes_for(sum(sizes) * TOTAL, self._lane_share)
         lanes = torch.ones_like(log2) << log2
         states, words = rans_encode(start, freq, counts, firsts, lanes, max_lanes)
 

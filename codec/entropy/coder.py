@@ -43,7 +43,9 @@ MAX_SCALES = 256
 #: Frequencies round what is 2^-15 times as probable as the largest to 0: a smaller reach would cut into the rows.
 MIN_REACH, MAX_REACH = 16, 1024
 MAX_LOG2_LANES = 10
-#: What a lane must carry, in the unit of `lanes_for`: at least 6040 bytes, of which its state's 6 are 0.1 %.
+#: The part of a stream that its lanes may take, unless said otherwise.
+LANE_SHARE = 0.001
+#: What a lane then carries, in the unit of `lanes_for`: at least 6040 bytes, of which its state's 6 are 0.1 %.
 SURPRISE_PER_LANE = 33500 << 16
 
 _CHOICES = ("auto", "c", "numpy", "tensor")
@@ -265,13 +267,20 @@ def assign(
     return codes
 
 
-def lanes_for(surprise: int) -> int:
-    """Lanes of a tile: a power of two, from 1 to 1024, such that more than one add at most 0.1 % to its bytes.
+def surprise_per_lane(share: float = LANE_SHARE) -> int:
+    """What a lane must carry, in the unit of `lanes_for`, where lanes may take this share of the bytes."""
+    if not 0.0001 <= share <= 0.1:
+        raise ValueError(f"the share of lanes must be from 0.0001 to 0.1, got {share}")
+    return int(SURPRISE_PER_LANE * (LANE_SHARE / share))
+
+
+def lanes_for(surprise: int, share: float = LANE_SHARE) -> int:
+    """Lanes of a tile: a power of two, from 1 to 1024, such that more than one add at most `share` to its bytes.
 
     surprise: sum of 2^16 - freq over the coded symbols. As -log2 p >= (1 - p) log2 e, the symbols take at least
     surprise * log2(e) / 2^16 bits: a bound in integers, equal on every machine.
     """
-    return 1 << max(0, min(MAX_LOG2_LANES, (surprise // SURPRISE_PER_LANE).bit_length() - 1))
+    return 1 << max(0, min(MAX_LOG2_LANES, (surprise // surprise_per_lane(share)).bit_length() - 1))
 
 
 def longest(symbols: int) -> int:
@@ -326,9 +335,11 @@ class Encoder:
         data = encoder.finish()
 
     `data` is one byte log2 L, then L states (6 bytes each, little-endian), then the words (little-endian uint16).
+    lane_share: the part of the bytes that lanes may take; see `lanes_for`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lane_share: float = LANE_SHARE) -> None:
+        self._lane_share = lane_share
         self._parts: list[tuple[NDArray[np.uint16], NDArray[np.uint16]]] = []
 
     def add_stage(
@@ -347,7 +358,7 @@ class Encoder:
         start = np.concatenate([empty, *(part[0] for part in self._parts)])
         freq = np.concatenate([empty, *(part[1] for part in self._parts)])
         counts = np.array([len(part[0]) for part in self._parts], np.int64)
-        lanes = lanes_for(len(freq) * rans.TOTAL - int(freq.sum(dtype=np.int64)))
+        lanes = lanes_for(len(freq) * rans.TOTAL - int(freq.sum(dtype=np.int64)), self._lane_share)
         stream: bytes = _primitives().rans_encode(start, freq, counts, lanes)
         return bytes([lanes.bit_length() - 1]) + stream
 
