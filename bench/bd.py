@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from mcodec.errors import BenchError
 
@@ -54,14 +55,21 @@ def _shared(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return max(min(a), min(b)), min(max(a), max(b))
 
 
+def library() -> Any:
+    """The package bjontegaard; BenchError where it is missing."""
+    try:
+        import bjontegaard
+    except ImportError as error:
+        raise BenchError(f"BD-rates need bjontegaard (pip install '.[bench]'): {error}") from error
+    return bjontegaard
+
+
 def delta(anchor: Curve, test: Curve) -> Delta:
     """`test` against `anchor`.
 
     Raises NotComparable where the curves share less than MIN_OVERLAP of the quality axis, or quality does not
     rise with the rate.
     """
-    import bjontegaard
-
     anchor, test = anchor.ordered(), test.ordered()
     low, high = _shared(anchor.quality, test.quality)
     if high - low < MIN_OVERLAP:
@@ -71,8 +79,8 @@ def delta(anchor: Curve, test: Curve) -> Delta:
     options = {"method": "pchip", "require_matching_points": False, "min_overlap": 0}
     least, most = _shared(anchor.bpp, test.bpp)
     return Delta(
-        rate=float(bjontegaard.bd_rate(*curves, **options)),
-        quality=float(bjontegaard.bd_psnr(*curves, **options)) if most > least else math.nan,
+        rate=float(library().bd_rate(*curves, **options)),
+        quality=float(library().bd_psnr(*curves, **options)) if most > least else math.nan,
         quality_interval=(low, high),
         rate_interval=(least, most),
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mcodec.bench.bd import Curve, NotComparable, delta
+from mcodec.bench.bd import Curve, NotComparable, delta, library
 from mcodec.bench.metrics import METRICS
 from mcodec.errors import BenchError
 from mcodec.model import level_of
@@ -56,6 +56,7 @@ def measure(
         raise BenchError("a curve needs at least two qualities, and no two of the same level")
     if any(metric.compute(picture, picture) is None for picture in pictures):
         raise BenchError(f"pictures are too small for {metric.title}")
+    library()  # or it is missed after all files have been made
     codec.encode(pictures[0], qualities[0])  # a warm-up
     pixels = sum(picture[..., 0].size for picture in pictures)
     found = []

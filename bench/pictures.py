@@ -47,7 +47,10 @@ class Picture:
 
 def rgb(image: Image.Image) -> NDArray[np.uint8]:
     """uint8 `[H, W, 3]`, upright; ImageError where it cannot be."""
-    return to_raster(image).rgb8()
+    try:
+        return to_raster(image).rgb8()
+    except ValueError as error:  # floats on another scale
+        raise ImageError(f"cannot read the picture: {error}") from error
 
 
 def _look(path: Path) -> Picture:

@@ -195,7 +195,7 @@ def rd(
     """
     import torch
 
-    from mcodec.bench import codecs
+    from mcodec.bench import bd, codecs
     from mcodec.bench.pictures import LOSSY, look
     from mcodec.bench.rd import Runner, plan
 
@@ -205,6 +205,7 @@ def rd(
     torch.set_num_threads(threads)
     chosen = _names(names) or list(codecs.DEFAULT)
     beside = _published(anchors, published)
+    bd.library()  # or it is missed after everything has been measured
     what = plan(chosen, _names(metrics), _qualities(qualities, chosen), device, threads, crops, memory)
     for name, reason in what.skipped.items():
         click.echo(f"skipped: {name}: {reason}", err=True)

@@ -93,6 +93,8 @@ def train(
     if config is None and resume and out is not None and (Path(out) / "config.json").exists():
         config = Path(out) / "config.json"
     settings = TrainConfig.from_file(config) if config else TrainConfig()
+    if out is None and settings.out == TrainConfig.out:  # as of a configuration that names none
+        out = f"runs/{preset or settings.preset}"
     noise, hard, frozen = steps or (None, None, None)
     settings = settings.updated(
         preset=preset,
@@ -127,7 +129,7 @@ def train(
         return
     with TrainingProgress(settings.steps, settings.minutes) as progress, _stopped_by_signals(trainer):
         trainer.run(progress.report)
-    if trainer.stopping:
+    if trainer.stopping and trainer.step < settings.steps:
         click.echo(f"{checkpoint}: step {trainer.step} of {settings.steps}; --resume goes on", err=True)
         raise KeyboardInterrupt
     if find_spec("matplotlib"):  # it comes with the extra; a run is complete without its plots

@@ -95,7 +95,9 @@ def _check(deep: bool, max_pixels: int, codecs: Codecs | None, path: Path) -> di
         header = file.header
         found |= {"width": header.width, "height": header.height, "bytes": len(data)}
         found["weights"] = header.fingerprint.hex()
-        if codecs is not None:
+        if codecs is None:
+            _ = file.streams  # the table of tiles: CorruptStream where it does not fit
+        else:
             codec = codecs.of(file)
             codes = codec.decode_with_codes(data, max_pixels)[1] if deep else codec.codes(data, max_pixels)
             found |= {"codes": sum(stage.numel() for stage in codes), "pixels": deep}

@@ -34,7 +34,8 @@ METADATA = ("all", "no-gps", "none")
 def load(model: str | Path | None = None, device: str = "auto", bf16: bool = False) -> Codec:
     """A codec from released weights.
 
-    model: a released name, the path of a `.safetensors` file with its card beside it, or None for the default.
+    model: an installed name, the path of a `.safetensors` file with its card beside it, the first 8 digits or more of
+    the SHA-256 of installed weights, or None for the default.
     device: "auto", "cpu" or "cuda". bf16: convolutions of the transforms in bfloat16 (faster where the hardware
     has it; changes pixels slightly, never the codes that a file decodes to).
     Raises ModelError for weights that are missing or damaged, ValueError for a device that is unknown or not there.

@@ -20,6 +20,7 @@ None in the new column and its reason in "error". Needs the extra "ray".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from numpy.typing import NDArray
 from mcodec import container, weights
 from mcodec.api import load
 from mcodec.batch import Result
-from mcodec.errors import CodecError, FormatError
+from mcodec.errors import CodecError
+from mcodec.files import read_bytes
 from mcodec.reading import default_codec
 
 Batch = dict[str, NDArray[Any]]
@@ -61,7 +63,7 @@ class Encode(_Worker):
 
 
 class Decode(_Worker):
-    """Files in `column` -> the batch with "image" (array `[H, W]` or `[H, W, C]`) and "error".
+    """Files (bytes, paths) in `column` -> the batch with "image" (array `[H, W]` or `[H, W, C]`) and "error".
 
     Where no model is named, each file is decoded with those of the installed weights that it names.
     """
@@ -91,11 +93,11 @@ class Decode(_Worker):
 
     def _others(self, item: Any) -> str | None:
         """Path of the installed weights that a file names where they are not those that are loaded."""
-        if self.model is not None or not isinstance(item, bytes):
+        if self.model is not None or item is None:
             return None
         try:
-            file = container.unpack(item)
-        except FormatError:  # which decoding says
+            file = container.unpack(read_bytes(item) if isinstance(item, str | PathLike) else bytes(memoryview(item)))
+        except Exception:  # whatever the item is: decoding says what is wrong with it
             return None
         return None if file.header.fingerprint == self.codec.fingerprint else weights.named_by(file)
 

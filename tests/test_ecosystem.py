@@ -58,6 +58,11 @@ def test_ray_decodes_by_the_weights_that_files_name(
     assert np.array_equal(found["image"][0], tiny.decode(items[0] or b""))
     assert np.array_equal(found["image"][2], other.decode(items[2] or b""))
     assert list(found["error"][:3]) == [None, "no picture", None] and "magic" in found["error"][3]
+    (tmp_path / "other.mci").write_bytes(items[2] or b"")
+    held = np.empty(2, object)
+    held[:] = tmp_path / "other.mci", memoryview(items[2] or b"")
+    again = mcodec.ray.Decode("mci", device="cpu")({"mci": held})
+    assert all(np.array_equal(image, found["image"][2]) for image in again["image"])
     named = mcodec.ray.Decode("mci", model="tiny", device="cpu")({"mci": column[2:3]})  # what is named is taken
     assert "made by weights" in named["error"][0]
     (tmp_path / "tiny.safetensors").write_bytes(model.read_bytes()[:-9])  # damaged ones are a matter of their files

@@ -109,6 +109,7 @@ def test_what_is_not_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         lambda: tifffile.imwrite(path, np.moveaxis(rgb, 2, 0), photometric="rgb", planarconfig="separate"),
         lambda: tifffile.imwrite(path, grey, photometric="miniswhite"),
         lambda: tifffile.imwrite(path, rgb, photometric="rgb", compression="zlib", rowsperstrip=HEIGHT),
+        lambda: Image.fromarray(rgb).save(path, tiffinfo={266: 2}),  # bits in the other order
         lambda: Image.fromarray(rgb).save(path, "PNG"),
         lambda: path.write_bytes(imagecodecs.png_encode(rgb.astype(np.uint16) * 250)),  # not cut to 8 bits
         lambda: path.write_bytes(b"P2\n2 2\n255\n1 2 3 4\n"),

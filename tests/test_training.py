@@ -102,6 +102,11 @@ def test_pictures_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "aa.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     with pytest.warns(LossWarning, match=r"aa\.png is left out: cannot read the picture"):
         assert [int(p[0, 0, 0]) for p in load_pictures([tmp_path])] == [1, 2]
+    (tmp_path / "aa.png").unlink()
+    (tmp_path / "below").rename(tmp_path / "below.jpg")  # a folder is none, whatever its name
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(LossWarning, match=r"gone\.png is left out: No such file or directory"):
+        assert [int(p[0, 0, 0]) for p in load_pictures([tmp_path])] == [1, 2]
 
 
 def test_windows_of_large_pictures(tmp_path: Path) -> None:
@@ -211,6 +216,14 @@ def test_unknown_options_are_refused(tmp_path: Path) -> None:
     for key in ("batch", "crop", "validate_every", "log_every"):
         with pytest.raises(TrainingError, match=f"^{key} must be a whole number above 0, got 0"):
             TrainConfig.from_dict({key: 0})
+    for key, value, wanted in (
+        ("data", 5, "a path or a list of paths"), ("validation", [1], "a path or a list of paths"),
+        ("hard_steps", "10", "of type int"), ("learning_rate", None, "of type float"), ("bf16", 1, "of type bool"),
+        ("seed", True, "of type int"),
+    ):  # fmt: skip
+        with pytest.raises(TrainingError, match=f"^{key} must be {wanted}, got "):
+            TrainConfig.from_dict({key: value})
+    assert TrainConfig.from_dict({"learning_rate": 1, "data": ["a", "b"]}).data == ("a", "b")
     path.write_text(json.dumps({"data": "a.tar", "batch": 7}))
     assert TrainConfig.from_file(path).data == ("a.tar",)
 
@@ -442,6 +455,17 @@ def test_checkpoint_errors(tmp_path: Path, config: TrainConfig, monkeypatch: pyt
             with pytest.raises(TrainingError, match=f"cannot read checkpoint .*{reason}$"):
                 use(tmp_path / name)
     trainer = Trainer(config)
+    trainer.save(tmp_path / "adam.pt")
+    with pytest.raises(TrainingError, match=r"adam\.pt is of another optimizer than soap"):
+        Trainer(config.updated(optimizer="soap")).load(tmp_path / "adam.pt")
+    state = torch.load(tmp_path / "adam.pt", weights_only=True)
+    torch.save(state | {"crops": state["crops"][:16].clone()}, tmp_path / "gpu.pt")  # of another device's generator
+    Trainer(config).load(tmp_path / "gpu.pt")
+    with pytest.raises(TrainingError, match="device must be auto, cpu or cuda, got tpu"):
+        Trainer(config.updated(device="tpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(TrainingError, match="no CUDA device is available"):
+            Trainer(config.updated(device="cuda"))
     del trainer.average["analysis.down.4.bias"]  # as of another version
     trainer.save(tmp_path / "other.pt")
     with pytest.raises(TrainingError, match="is not of this version's model"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mcodec import weights
+from mcodec import container, weights
 from mcodec.api import Codec
 from mcodec.cli import main as entry
 
@@ -72,6 +73,11 @@ def test_structure_alone_takes_no_weights(
     assert verify(capsys, coded, "--quick") == (0, [f"{coded}: {line}"])
     status, lines = verify(capsys, damaged(coded, "flipped.mci", -10, reseal=False), "--quick")
     assert status == 1 and "its checksum does not match" in lines[0]
+    file = container.unpack(coded.read_bytes())
+    header = replace(file.header, width=300, height=200, tile=64)  # more tiles than its table has
+    coded.write_bytes(container.pack(replace(file, header=header, codes=b"\x06\x7f" + file.codes)))
+    status, lines = verify(capsys, coded, "--quick")
+    assert status == 1 and "FAILED" in lines[0] and "checksum" not in lines[0]
     assert entry.run(["verify", "--quick", "--deep", str(coded)]) == 2
 
 

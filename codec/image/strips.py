@@ -154,6 +154,8 @@ def _tiff(path: Path, image: ImageFile) -> Strips | None:
         if (
             page.samplesperpixel != channels
             or page.planarconfig != 1
+            or page.fillorder != 1  # `is_contiguous` says nothing of it
+            or (page.compression == 1 and page.predictor != 1)  # which Pillow, as libtiff, does not heed there
             or page.dtype not in (np.uint8, np.uint16)
             or page.bitspersample != 8 * page.dtype.itemsize
             or (page.imagelength, page.imagewidth) != (image.height, image.width)

@@ -98,7 +98,15 @@ class TrainConfig:
             raise TrainingError(f"optimizer must be adam or soap, got {data['optimizer']}")
         for key in ("data", "validation"):
             if key in data:
-                data[key] = tuple([data[key]] if isinstance(data[key], str) else data[key])
+                value = [data[key]] if isinstance(data[key], str) else data[key]
+                if not isinstance(value, list | tuple) or not all(isinstance(path, str) for path in value):
+                    raise TrainingError(f"{key} must be a path or a list of paths, got {value!r}")
+                data[key] = tuple(value)
+        for field in fields(TrainConfig):
+            value, kind = data.get(field.name, field.default), type(field.default)
+            wanted = int | float if kind is float else kind
+            if not isinstance(value, wanted) or isinstance(value, bool) != (kind is bool):
+                raise TrainingError(f"{field.name} must be of type {kind.__name__}, got {value!r}")
         for key in ("batch", "crop", "window", "validate_every", "log_every"):
             if key in data and not (isinstance(data[key], int) and data[key] > 0):
                 raise TrainingError(f"{key} must be a whole number above 0, got {data[key]!r}")

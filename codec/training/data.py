@@ -22,8 +22,17 @@ def _streams(source: Path) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
         for path in sorted(source.rglob("*")):
             hidden = any(part.startswith(".") for part in path.relative_to(source).parts)  # "._a.jpg" is no picture
-            if not hidden and path.suffix.lower() in SUFFIXES | {".tar"}:
+            if hidden or path.is_dir() or path.suffix.lower() not in SUFFIXES | {".tar"}:
+                continue
+            if path.suffix.lower() == ".tar":
                 yield from _streams(path)
+                continue
+            try:
+                content = path.read_bytes()
+            except OSError as error:  # a link to nothing, or not ours to read
+                warnings.warn(f"{path} is left out: {error.strerror or error}", LossWarning, stacklevel=3)
+                continue
+            yield path.name, content
     elif source.suffix.lower() == ".tar":
         # members are read, never extracted: their names reach no file system
         with tarfile.open(source) as archive:

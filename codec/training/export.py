@@ -55,7 +55,7 @@ def prune(model: Cascade, pictures: Sequence[str | Path]) -> float:
     TrainingError where no picture is large enough for one position of the coarsest stage.
     """
     multiple, crops = model.config.multiple, []
-    for picture in load_pictures(pictures, PRUNING):
+    for picture in load_pictures(pictures, PRUNING, side=4 * CROP):  # not 48 whole photographs at once
         side = min(CROP, *picture.shape[1:]) // multiple * multiple
         if side:
             crops.append(validation_batch([picture], side, 1))

@@ -143,7 +143,8 @@ class Trainer:
         )  # fmt: skip
         self.validation: Tensor | None = None
         if config.validation:
-            pictures = load_pictures(config.validation, config.validation_pictures)
+            side = max(config.window, config.crop)
+            pictures = load_pictures(config.validation, config.validation_pictures, side)
             self.validation = validation_batch(pictures, min(config.crop, 256), len(pictures)).to(self.device)
         self.stopping = False  # set to end the run, resumably, after the step in work
         self.step = 0
@@ -157,9 +158,15 @@ class Trainer:
         name = self.config.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise TrainingError(f"device must be auto, cpu or cuda, got {name}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():  # of a configuration: options are checked
+            raise TrainingError("no CUDA device is available; use --device cpu")
         if name == "cuda" and self.world > 1:
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device(name)
+        return device
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         config, betas = self.config, (0.9, 0.99)
@@ -196,6 +203,10 @@ class Trainer:
         if soaped:
             out.append(_soap(groups([p for p in parameters if id(p) in soaped]), betas))
         return out
+
+    def _generators(self) -> list[torch.device]:
+        """Devices whose random numbers a run draws; unless told, torch opens a context on each GPU of the machine."""
+        return [self.device] if self.device.type == "cuda" else []
 
     def _set_rates(self, factor: float) -> None:
         for optimizer in self.optimizers:
@@ -301,7 +312,9 @@ class Trainer:
         assert offset is not None and scale is not None
         prior = book.vectors(offset.detach()), book.vectors(scale.detach())
         coder = entropy.batch_encoder(len(latents), self.device)
-        codes = coder.choose(self.model.tables(index), *prior, book.vectors(latents), book.codewords, beta)
+        # a step that overflowed is to be skipped (`_work`), and the coder refuses what is not finite
+        vectors = book.vectors(latents).nan_to_num()
+        codes = coder.choose(self.model.tables(index), *prior, vectors, book.codewords, beta)
         return codes.long().unflatten(2, latents.shape[-2:])
 
     @torch.no_grad()
@@ -315,7 +328,7 @@ class Trainer:
                 for part in crops.split(8):
                     self.model(part, torch.full((len(part),), level, device=device), mode)
 
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(self._generators()):
             torch.manual_seed(config.seed)
             if not self.gumbel and not config.init:
                 self.model(crops, torch.full((len(crops),), LEVELS - 1.0, device=device), mode, calibrate=True)
@@ -358,7 +371,7 @@ class Trainer:
         current = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self._set(self.average)
         x, rows, distortion = self.validation, [], self.model.config.distortion
-        with torch.random.fork_rng():  # validation must not change the run
+        with torch.random.fork_rng(self._generators()):  # validation must not change the run
             for level in VALIDATION_LEVELS:
                 bits, error, unlike = 0.0, 0.0, 0.0
                 for part in x.split(4):
@@ -424,6 +437,8 @@ class Trainer:
             raise TrainingError(f"checkpoint {path} is not of preset {self.config.preset}") from error
         if not same:  # of shapes that are alike
             raise TrainingError(f"checkpoint {path} is not of preset {self.config.preset}")
+        if len(state["optimizers"]) != len(self.optimizers):
+            raise TrainingError(f"checkpoint {path} is of another optimizer than {self.config.optimizer}")
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             for group, own in zip(values["param_groups"], optimizer.param_groups, strict=True):
                 # those of this configuration and device
@@ -433,7 +448,10 @@ class Trainer:
         self.step, self.seconds, self.pixels = state["step"], state["seconds"], state["pixels"]
         if self.rank == 0:
             torch.set_rng_state(state["rng"])
-            self.crops.generator.set_state(state["crops"])
+            try:
+                self.crops.generator.set_state(state["crops"])
+            except RuntimeError:  # of another kind of device: other crops, from here on
+                self.crops.generator.manual_seed(self.step * self.world)
         else:  # the file holds the first process's generators; another must not repeat its crops
             torch.manual_seed(self.step * self.world + self.rank)
             self.crops.generator.manual_seed(self.step * self.world + self.rank)
