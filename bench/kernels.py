@@ -82,6 +82,19 @@ def pvq_assign(batch: int, height: int, width: int, device: torch.device) -> Cas
     )
 
 
+def pvq_assign_nearest(batch: int, height: int, width: int, device: torch.device) -> Case:
+    """Without a rate, of the most codewords that there can be."""
+    from mcodec.kernels.pvq_assign import pvq_assign
+
+    groups, size = 2, 8192
+    latents = torch.randn(batch, groups, DIMENSION, height * width, device=device) * 3
+    codewords = torch.randn(groups, size, DIMENSION, device=device) * 3
+    symbols = batch * groups * height * width
+    return Case(
+        lambda: pvq_assign(latents, codewords, 1.0), symbols * (4 * DIMENSION + 8), symbols * size * (3 * DIMENSION + 3)
+    )
+
+
 def mixture_frequencies(batch: int, height: int, width: int, device: torch.device) -> Case:
     """Intervals of given codes."""
     from mcodec.kernels.mixture_frequencies import mixture_frequencies
@@ -186,9 +199,24 @@ def scaled_add(batch: int, height: int, width: int, device: torch.device) -> Cas
     return Case(lambda: scaled_add(x, added, factor), 10 * x.numel(), 2 * x.numel())
 
 
+def pixel_filter(batch: int, height: int, width: int, device: torch.device) -> Case:
+    """The filter behind the synthesis, on whole pictures one after the other."""
+    from mcodec import postfilter
+
+    pictures = torch.randn(batch, 3, STRIDE * height, STRIDE * width, device=device)
+    payload = bytes(range(1, postfilter.ALL + 1))
+    operations = 3 * 2 * (2 * len(postfilter.PAIRS) + 8 * len(postfilter.RINGS))
+
+    def run() -> object:
+        return [postfilter.apply(picture, payload, False, 0.05) for picture in pictures]
+
+    return Case(run, 8 * pictures.numel(), operations * pictures.numel() // 3)
+
+
 #: name -> (case of a shape, the tests that must pass before)
 OPERATIONS: dict[str, tuple[Callable[[int, int, int, torch.device], Case], str]] = {
     "pvq_assign": (pvq_assign, "tests/test_pvq_assign.py"),
+    "pvq_assign_nearest": (pvq_assign_nearest, "tests/test_pvq_assign.py"),
     "mixture_frequencies": (mixture_frequencies, "tests/test_mixture_frequencies.py"),
     "rans_encode": (rans_encode, "tests/test_rans.py"),
     "rans_decode": (rans_decode, "tests/test_rans.py"),
@@ -196,6 +224,7 @@ OPERATIONS: dict[str, tuple[Callable[[int, int, int, torch.device], Case], str]]
     "dequantize": (dequantize, "tests/test_dequantize.py"),
     "affine_depthwise": (affine_depthwise, "tests/test_residual_block.py"),
     "scaled_add": (scaled_add, "tests/test_residual_block.py"),
+    "pixel_filter": (pixel_filter, "tests/test_postfilter.py"),
 }
 
 

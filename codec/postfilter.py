@@ -6,7 +6,7 @@ adaptive loop filters of video codecs do (Tsai et al., IEEE J. Sel. Topics in Si
 
 A weight belongs to a mean of differences between neighbours and the sample itself: of two opposite neighbours; of a
 ring of four, each difference clipped, so that edges stay (as in VVC: Karczewicz et al., IEEE Trans. CSVT, 2021); of
-the four nearest in another channel.
+the four nearest in another channel. On a GPU `mcodec.kernels.pixel_filter` applies it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mcodec.container import FILTER_BYTES
-from mcodec.kernels.backend import upload
+from mcodec.kernels.backend import upload, use_triton
+from mcodec.kernels.pixel_filter import filtered
 from mcodec.model.window import Box
 
 #: One of two opposite neighbours (rows, columns); the first two make the ring of the nearest.
@@ -104,6 +105,8 @@ def apply(picture: Tensor, payload: bytes | None, grey: bool, limit: float) -> T
     if grey:
         picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
     weights = _weights(payload)
+    if use_triton(picture.device) and picture.numel():
+        return filtered(picture.float(), upload(torch.cat(weights, 1), picture.device), limit)
     crossed = bool(weights[1].any())  # before they leave the host
     own, others = (upload(part.contiguous(), picture.device)[:, :, None, None] for part in weights)
     out = picture.clone()

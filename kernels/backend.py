@@ -25,14 +25,14 @@ _CHOICES = ("auto", "reference", "triton")
 
 triton: Any = None
 tl: Any = None
-_failure: ImportError | None = None
+_failure: Exception | None = None
 # A quarter of a second that a machine without a use for it does not pay.
 if torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ or os.environ.get("MCODEC_KERNELS") == "triton":
     try:
         triton = importlib.import_module("triton")
         tl = importlib.import_module("triton.language")
-    except ImportError as error:
-        triton, _failure = None, error
+    except Exception as error:  # an OSError of its library, an AttributeError beside another torch: the CPU needs none
+        triton, tl, _failure = None, None, error
 
 
 def jit(kernel: Callable[..., Any]) -> Any:

@@ -207,18 +207,30 @@ def _tile_rows(  # type: ignore[no-untyped-def]
 
 
 @jit
+def any_coded(scale, M, P, D: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Above 0 where one of a program's symbols, neighbours of one group, is coded. Most tiles have none."""
+    position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    symbol = (tl.program_id(2).to(tl.int64) * M + tl.program_id(1).to(tl.int64)) * D * P + position
+    index = tl.zeros([ROWS], tl.int32)
+    for j in range(D):
+        index = index | tl.load(scale + symbol + j * P, mask=position < P, other=0).to(tl.int32)
+    return tl.max(index, 0)
+
+
+@jit
 def _frequencies_kernel(  # type: ignore[no-untyped-def]
     codewords, log_weights, precision, limit, cutoff, offset, scale, codes, start, freq, M, P, K: tl.constexpr,
     D: tl.constexpr, STATIC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    cell, valid, coded, row, k = _tile_rows(
-        codewords, log_weights, precision, limit, cutoff, offset, scale, M, P, K, D, STATIC, ROWS, COLUMNS
-    )
-    code = tl.load(codes + cell, mask=valid, other=0).to(tl.int32)
-    below = tl.sum(tl.where(k[None, :] < code[:, None], row, 0), 1)
-    here = tl.sum(tl.where(k[None, :] == code[:, None], row, 0), 1)
-    tl.store(start + cell, tl.where(coded, below, 0).to(tl.int32), mask=valid)
-    tl.store(freq + cell, tl.where(coded, here, 0).to(tl.int32), mask=valid)
+    if any_coded(scale, M, P, D, ROWS) > 0:
+        cell, valid, coded, row, k = _tile_rows(
+            codewords, log_weights, precision, limit, cutoff, offset, scale, M, P, K, D, STATIC, ROWS, COLUMNS
+        )
+        code = tl.load(codes + cell, mask=valid, other=0).to(tl.int32)
+        below = tl.sum(tl.where(k[None, :] < code[:, None], row, 0), 1)
+        here = tl.sum(tl.where(k[None, :] == code[:, None], row, 0), 1)
+        tl.store(start + cell, tl.where(coded, below, 0).to(tl.int32), mask=valid)
+        tl.store(freq + cell, tl.where(coded, here, 0).to(tl.int32), mask=valid)
 
 
 @jit
@@ -331,6 +343,7 @@ def mixture_frequencies(
         return mixture_frequencies_reference(tables, offset, scale, codes)
     if offset is None or scale is None:
         return _intervals(mixture_rows(tables, None, None), codes)  # one row for all positions
-    start, freq = (torch.empty(codes.shape, dtype=torch.int32, device=codes.device) for _ in range(2))
+    # what the kernel leaves out is skipped
+    start, freq = (torch.zeros(codes.shape, dtype=torch.int32, device=codes.device) for _ in range(2))
     _launch(_frequencies_kernel, tables, offset, scale, codes.shape, (codes.contiguous(), start, freq))
     return start, freq

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from mcodec.kernels.backend import jit, launch, symbol_tiles, tl, use_triton
-from mcodec.kernels.mixture_frequencies import MixtureTables, components_last, logits_of, skipped, tile_logits
+from mcodec.kernels.mixture_frequencies import (
+    MixtureTables,
+    any_coded,
+    components_last,
+    logits_of,
+    skipped,
+    tile_logits,
+)
 
 #: Nats per unit of the integer logits.
 NATS = math.log(2) / 64
@@ -93,12 +100,15 @@ def _assign_kernel(  # type: ignore[no-untyped-def]
     valid = p < P
     cell = (stream * M + group) * P + p
     component = (stream * M + group) * D * P + p
+    last = K
+    if PRIOR:  # where nothing is coded no codeword is looked at: the winner stays 0
+        last = tl.where(any_coded(scale, M, P, D, ROWS) > 0, K, 0)
     least = tl.full([ROWS], float("inf"), tl.float32)
     winner = tl.zeros([ROWS], tl.int32)
     coded = valid
     largest = tl.full([ROWS], -(1 << 29), tl.int32)  # of the prior's logits
     chosen = tl.full([ROWS], -(1 << 29), tl.int32)  # the winner's logit
-    for first in range(0, K, COLUMNS):
+    for first in range(0, last, COLUMNS):
         k = first + tl.arange(0, COLUMNS)[None, :]
         value, logit, coded = _costs(
             latents, points, beta, nats, codewords, log_weights, precision, limit, offset, scale, component, group,

@@ -29,8 +29,9 @@ LOWEST = 1 << 32
 #: Bytes of the rows that wait for a decoder, at most (one step's at least): enough for a thousand steps of 64 streams,
 #: which take longer than the launch of their kernels.
 ROW_BYTES = 1 << 28
-#: Codewords of all lanes that a decoding step compares at once, in registers; with more, it searches by halves.
-SCANNED = 1 << 13
+#: Codewords of all lanes that a decoding step compares at once, in registers: whole rows for so many lanes at most, or
+#: every 32nd codeword, and then the 32 from there on. Where these are too many it searches by halves.
+SCANNED, WHOLE = 1 << 13, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,12 @@ class RansStreams:
         return RansStreams(*(values[streams] for values in of_all))
 
 
+def running(flags: Tensor) -> Tensor:
+    """Inclusive sums along the rows of flags `[B, N]`, int64, in one scan: a GPU gives each of a few rows one block."""
+    total = flags.flatten().cumsum(0).view(flags.shape)
+    return total - (total[:, :1] - flags[:, :1].long())
+
+
 def coded_order(scale: Tensor | None, shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Coding order of a stage `[B, M, P]`: (order int32 `[B, M * P]`, count int64 `[B]`).
 
@@ -65,7 +72,7 @@ def coded_order(scale: Tensor | None, shape: tuple[int, int, int], device: torch
         return every.contiguous(), torch.full((batch,), size, device=device)
     coded = ~skipped(scale).flatten(1)
     order = torch.zeros((batch, size + 1), dtype=torch.int32, device=device)  # the last column takes the rest
-    order.scatter_(1, torch.where(coded, coded.cumsum(1) - 1, size), every)
+    order.scatter_(1, torch.where(coded, running(coded) - 1, size), every)
     return order[:, :size].contiguous(), coded.sum(1)
 
 
@@ -166,13 +173,15 @@ def _encode_kernel(  # type: ignore[no-untyped-def]
 
 @jit
 def _fetch(  # type: ignore[no-untyped-def]
-    table, order, step, count_lanes, first, last, lane, P, STATIC: tl.constexpr, SCAN: tl.constexpr,
+    table, order, step, count_lanes, first, last, lane, P, STATIC: tl.constexpr, SEARCH: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """What a step reads that no state decides: (symbols, row addresses, active) `[L, 1]`, rows as tiles `[L, WIDTH]`.
 
     A tile gives a thread four codewords: the compiler then spreads lanes, and no more of a row than has to be, over
     the warps, and a search stays within a warp.
+
+    SEARCH: 2, by whole rows; 1, by every 32nd codeword; 0, by halves.
     """
     WIDTH: tl.constexpr = COLUMNS // min(8, max(1, COLUMNS // 128))
     i = first + step * count_lanes + lane
@@ -185,7 +194,10 @@ def _fetch(  # type: ignore[no-untyped-def]
         row = row - first
     row = table + row * COLUMNS
     entries = ()
-    if SCAN:
+    if SEARCH == 1:
+        heads = tl.load(row + 32 * tl.arange(0, COLUMNS // 32)[None, :])
+        entries = entries + (heads,)  # type: ignore[assignment]  # noqa: RUF005
+    if SEARCH == 2:
         for tile in tl.static_range(COLUMNS // WIDTH):
             loaded = tl.load(row + tile * WIDTH + tl.arange(0, WIDTH)[None, :])
             entries = entries + (loaded,)  # type: ignore[assignment]  # noqa: RUF005 - Triton unpacks into no tuple
@@ -194,7 +206,7 @@ def _fetch(  # type: ignore[no-untyped-def]
 
 @jit
 def _step(  # type: ignore[no-untyped-def]
-    fetched, x, read, lane, words, end, codes, K: tl.constexpr, SCAN: tl.constexpr, LANES: tl.constexpr,
+    fetched, x, read, lane, words, end, codes, K: tl.constexpr, SEARCH: tl.constexpr, LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Decodes one symbol of every lane: (states, words read) after it; x int64 `[L, 1]`."""
@@ -204,7 +216,7 @@ def _step(  # type: ignore[no-untyped-def]
         word = tl.load(words + at, mask=at < end, other=0)  # before it is known whether it is needed
     slot = (x & 0xFFFF).to(tl.uint32)
     beyond = (slot + 1) << 16  # entries below: starts of at most the slot; 0 for the last slot, where all are
-    if SCAN:
+    if SEARCH > 0:
         # less `beyond` in 32 bits, what is below wraps around to the top: the largest is the symbol's own entry, the
         # smallest the next one's, or that of codeword 0, whose start 0 then stands for 2^16
         largest = entries[0].to(tl.uint32) - beyond
@@ -214,7 +226,14 @@ def _step(  # type: ignore[no-untyped-def]
             largest = tl.maximum(largest, wrapped)
             smallest = tl.minimum(smallest, wrapped)
         here = tl.max(largest, 1)[:, None] + beyond
-        after = tl.min(smallest, 1)[:, None] + beyond
+        least = tl.min(smallest, 1)[:, None]
+        if SEARCH == 1:
+            # the symbol's own entry is among the 32 from this one on; the next one's, too, or it is the next head
+            k = (here & 0xFFFF).to(tl.int32)
+            near = tl.load(row + k + tl.arange(0, 32)[None, :]).to(tl.uint32) - beyond
+            here = tl.max(near, 1)[:, None] + beyond
+            least = tl.minimum(least, tl.min(near, 1)[:, None])
+        after = least + beyond
     else:
         k = tl.zeros_like(symbol)
         half = COLUMNS // 2
@@ -253,7 +272,7 @@ def _step(  # type: ignore[no-untyped-def]
 @jit
 def _decode_kernel(  # type: ignore[no-untyped-def]
     table, order, counts, words, limits, lanes, states, positions, codes, first, chunk, N, P, W, MAX_LANES,
-    K: tl.constexpr, STATIC: tl.constexpr, SCAN: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr,
+    K: tl.constexpr, STATIC: tl.constexpr, SEARCH: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     stream = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)[:, None]
@@ -271,19 +290,19 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
         x = tl.load(place)
         steps = (last - first + count_lanes - 1) // count_lanes
         # rows of four steps: each is asked for as soon as the registers of one before it are free
-        a = _fetch(table, order, 0, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
-        b = _fetch(table, order, 1, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
-        c = _fetch(table, order, 2, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
-        d = _fetch(table, order, 3, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+        a = _fetch(table, order, 0, count_lanes, first, last, lane, P, STATIC, SEARCH, COLUMNS)
+        b = _fetch(table, order, 1, count_lanes, first, last, lane, P, STATIC, SEARCH, COLUMNS)
+        c = _fetch(table, order, 2, count_lanes, first, last, lane, P, STATIC, SEARCH, COLUMNS)
+        d = _fetch(table, order, 3, count_lanes, first, last, lane, P, STATIC, SEARCH, COLUMNS)
         for step in range(0, steps, 4):
-            x, read = _step(a, x, read, lane, words, end, codes, K, SCAN, LANES, COLUMNS)
-            a = _fetch(table, order, step + 4, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
-            x, read = _step(b, x, read, lane, words, end, codes, K, SCAN, LANES, COLUMNS)
-            b = _fetch(table, order, step + 5, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
-            x, read = _step(c, x, read, lane, words, end, codes, K, SCAN, LANES, COLUMNS)
-            c = _fetch(table, order, step + 6, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
-            x, read = _step(d, x, read, lane, words, end, codes, K, SCAN, LANES, COLUMNS)
-            d = _fetch(table, order, step + 7, count_lanes, first, last, lane, P, STATIC, SCAN, COLUMNS)
+            x, read = _step(a, x, read, lane, words, end, codes, K, SEARCH, LANES, COLUMNS)
+            a = _fetch(table, order, step + 4, count_lanes, first, last, lane, P, STATIC, SEARCH, COLUMNS)
+            x, read = _step(b, x, read, lane, words, end, codes, K, SEARCH, LANES, COLUMNS)
+            b = _fetch(table, order, step + 5, count_lanes, first, last, lane, P, STATIC, SEARCH, COLUMNS)
+            x, read = _step(c, x, read, lane, words, end, codes, K, SEARCH, LANES, COLUMNS)
+            c = _fetch(table, order, step + 6, count_lanes, first, last, lane, P, STATIC, SEARCH, COLUMNS)
+            x, read = _step(d, x, read, lane, words, end, codes, K, SEARCH, LANES, COLUMNS)
+            d = _fetch(table, order, step + 7, count_lanes, first, last, lane, P, STATIC, SEARCH, COLUMNS)
         tl.store(place, x)
         tl.store(positions + stream, read.to(tl.int64))
 
@@ -367,14 +386,16 @@ def rans_decode(
         offset, scale = offset.contiguous(), scale.contiguous()
         chunk = max(1, min(ROW_BYTES // (4 * width * batch * unit), -(-order.shape[1] // unit))) * unit
         table = torch.empty((batch, chunk, width), dtype=torch.int32, device=order.device)
-    scan = max_lanes <= 8 and max_lanes * width <= SCANNED
+    heads = width // 32
+    search = 2 if max_lanes <= WHOLE and max_lanes * width <= SCANNED else int(max_lanes * heads <= SCANNED)
+    # four codewords for a thread, but for many lanes
+    warps = {0: max_lanes // 32, 1: min(32, max_lanes * heads // 128), 2: max_lanes * max(1, width // 1024)}[search]
     for first in range(0, order.shape[1], chunk):
         if not static:
             row_starts(tables, offset, scale, order, count, positions, first, table)
         launch(
             _decode_kernel, (batch,), table, order, count, streams.words, streams.limits, streams.lanes,
             streams.states, streams.position, codes, first, chunk, order.shape[1], positions, streams.words.shape[1],
-            max_lanes, K=size, STATIC=static, SCAN=scan, LANES=max_lanes, COLUMNS=width,
-            num_warps=max_lanes * max(1, width // 1024) if scan else max(1, max_lanes // 32),
+            max_lanes, K=size, STATIC=static, SEARCH=search, LANES=max_lanes, COLUMNS=width, num_warps=max(1, warps),
         )
     return codes

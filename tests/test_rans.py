@@ -157,13 +157,18 @@ def test_bad_streams(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> N
         TensorDecoder([b"\x0b" + bytes(9000)], device)
 
 
-@pytest.mark.parametrize("scanned", [0, rans.SCANNED], ids=["by halves", "scanned"])
+@pytest.mark.parametrize(
+    "scanned,whole", [(0, 0), (rans.SCANNED, 0), (rans.SCANNED, rans.WHOLE)], ids=["by halves", "by heads", "whole"]
+)
 @pytest.mark.parametrize("load", [coder.SURPRISE_PER_LANE, 5 << 16, 1 << 15], ids=["one lane", "few", "many"])
-def test_rows_in_pieces(device: torch.device, monkeypatch: pytest.MonkeyPatch, load: int, scanned: int) -> None:
-    """Rows that wait for as few steps as can be, and both ways to search them."""
+def test_rows_in_pieces(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, load: int, scanned: int, whole: int
+) -> None:
+    """Rows that wait for as few steps as can be, and all ways to search them."""
     monkeypatch.setattr(coder, "SURPRISE_PER_LANE", load)
     monkeypatch.setattr(rans, "ROW_BYTES", 0)
     monkeypatch.setattr(rans, "SCANNED", scanned)
+    monkeypatch.setattr(rans, "WHOLE", whole)
     batch = batch_of(8, 9, 2, 23)
     for index, found in enumerate(decode(encode(batch, device), batch, device)):
         for item, stages in enumerate(batch):

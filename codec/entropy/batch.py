@@ -26,7 +26,7 @@ from mcodec.entropy.rans import STATE_BYTES
 from mcodec.kernels.backend import upload, use_triton
 from mcodec.kernels.mixture_frequencies import TOTAL, MixtureTables, mixture_frequencies
 from mcodec.kernels.pvq_assign import Prior, pvq_assign
-from mcodec.kernels.rans import LOWEST, RansStreams, coded_order, rans_decode, rans_encode
+from mcodec.kernels.rans import LOWEST, RansStreams, coded_order, rans_decode, rans_encode, running
 
 _STATE_WORDS = STATE_BYTES // 2
 
@@ -240,7 +240,7 @@ class TensorEncoder:
         # one row of words per stream: its states, then what its symbols put; the last column takes the rest
         put = words >= 0
         head = _STATE_WORDS * lanes[:, None]
-        behind = F.pad(put.cumsum(1), (1, 0))
+        behind = F.pad(running(put), (1, 0))
         length = head[:, 0] + behind[:, -1]
         rest = _STATE_WORDS * max_lanes + words.shape[1]
         out = torch.zeros((self._batch, rest + 1), dtype=torch.int32, device=self._device)
