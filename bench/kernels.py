@@ -201,16 +201,15 @@ def scaled_add(batch: int, height: int, width: int, device: torch.device) -> Cas
 
 def pixel_filter(batch: int, height: int, width: int, device: torch.device) -> Case:
     """The filter behind the synthesis, on whole pictures one after the other."""
-    from mcodec import postfilter
+    from mcodec.kernels.pixel_filter import PAIRS, RINGS, pixel_filter
 
     pictures = torch.randn(batch, 3, STRIDE * height, STRIDE * width, device=device)
-    payload = bytes(range(1, postfilter.ALL + 1))
-    operations = 3 * 2 * (2 * len(postfilter.PAIRS) + 8 * len(postfilter.RINGS))
+    own, others = torch.randn(3, len(PAIRS) + len(RINGS)), torch.randn(3, 2)
 
     def run() -> object:
-        return [postfilter.apply(picture, payload, False, 0.05) for picture in pictures]
+        return [pixel_filter(picture, own, others, 0.05) for picture in pictures]
 
-    return Case(run, 8 * pictures.numel(), operations * pictures.numel() // 3)
+    return Case(run, 8 * pictures.numel(), (4 * len(PAIRS) + 16 * len(RINGS)) * pictures.numel())
 
 
 #: name -> (case of a shape, the tests that must pass before)

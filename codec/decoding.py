@@ -19,6 +19,7 @@ from mcodec.errors import CorruptStream
 from mcodec.image import Samples, Strips
 from mcodec.image.pixels import from_tensor, to_uint8
 from mcodec.kernels.backend import upload
+from mcodec.kernels.pixel_filter import REACH
 from mcodec.model.window import Box, Window, window
 
 
@@ -320,7 +321,7 @@ def _window(engine: Engine, file: Container, canvas: list[Tensor], pixels: Box, 
 def _reached(engine: Engine, file: Container, pixels: Box) -> tuple[Box, Window]:
     """What the filter reads for a part of a picture (pixels), and what that needs of the stages."""
     height, width = engine.padded(file.header.height, file.header.width)
-    seen = pixels.grown(postfilter.REACH, height, width)
+    seen = pixels.grown(REACH, height, width)
     return seen, window(engine.model, seen, height, width)
 
 

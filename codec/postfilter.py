@@ -6,29 +6,19 @@ adaptive loop filters of video codecs do (Tsai et al., IEEE J. Sel. Topics in Si
 
 A weight belongs to a mean of differences between neighbours and the sample itself: of two opposite neighbours; of a
 ring of four, each difference clipped, so that edges stay (as in VVC: Karczewicz et al., IEEE Trans. CSVT, 2021); of
-the four nearest in another channel. On a GPU `mcodec.kernels.pixel_filter` applies it.
+the four nearest in another channel. `mcodec.kernels.pixel_filter` applies it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mcodec.container import FILTER_BYTES
-from mcodec.kernels.backend import upload, use_triton
-from mcodec.kernels.pixel_filter import filtered
+from mcodec.kernels.pixel_filter import PAIRS, RINGS, neighbours, pair_mean, pixel_filter, ring_sum, strips
 from mcodec.model.window import Box
 
-#: One of two opposite neighbours (rows, columns); the first two make the ring of the nearest.
-PAIRS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 3), (3, 0))
-#: Two of the four neighbours of a ring, none the other's opposite.
-RINGS = (((0, 1), (1, 0)), ((1, 1), (1, -1)), ((0, 2), (2, 0)), ((2, 2), (2, -2)), ((0, 3), (3, 0)))
-#: How many pixels away the filter looks.
-REACH = 3
 #: Steps of a weight of 1.
 UNIT = 128
 #: Differences are clipped at this share of the quantization step that suits lambda (see Stage._start). On validation
@@ -37,12 +27,8 @@ CLIP = 0.1
 #: Bytes of weights: one per mean, alike in all channels; those of each channel; these, and two for other channels.
 ALIKE, OWN, ALL = FILTER_BYTES
 _MEANS = len(PAIRS) + len(RINGS)
-#: Of each channel the two others.
-_OTHERS = ((1, 2), (0, 2), (0, 1))
 #: Bytes of a section's tag and length.
 _HEAD = 2
-#: Rows of a picture that are worked on at once: what a cache holds, or few launches on a GPU.
-_ROWS, _GPU_ROWS = 64, 4096
 
 
 def clipping(lam: float) -> float:
@@ -57,44 +43,6 @@ def _weights(payload: bytes) -> tuple[Tensor, Tensor]:
     return own.view(-1, _MEANS).expand(3, -1), others.view(3, 2) if len(others) else own.new_zeros(3, 2)
 
 
-def _strips(picture: Tensor, part: Box) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, the picture there with a margin of REACH) of a part of a picture `[3, H, W]`; edges are repeated."""
-    padded = F.pad(picture[None], (REACH,) * 4, mode="replicate")[0, :, :, part.left : part.right + 2 * REACH]
-    step = _ROWS if picture.device.type == "cpu" else _GPU_ROWS
-    for top in range(part.top, part.bottom, step):
-        bottom = min(top + step, part.bottom)
-        yield slice(top, bottom), padded[:, top : bottom + 2 * REACH]
-
-
-def _shifted(around: Tensor, row: int, column: int) -> Tensor:
-    """The neighbours at (row, column) of all samples of a strip."""
-    height, width = around.shape[1] - 2 * REACH, around.shape[2] - 2 * REACH
-    return around[:, REACH + row : REACH + row + height, REACH + column : REACH + column + width]
-
-
-def _pair(around: Tensor, pair: tuple[int, int]) -> Tensor:
-    """The mean of two opposite neighbours, less the sample: `[3, h, w]`."""
-    row, column = pair
-    mean = (_shifted(around, row, column) + _shifted(around, -row, -column)).mul_(0.5)
-    return mean.sub_(_shifted(around, 0, 0))
-
-
-def _ring(around: Tensor, half: tuple[tuple[int, int], ...], limit: float) -> Tensor:
-    """The sum of clipped differences to neighbours and their opposites, `[3, h, w]`."""
-    total = torch.zeros_like(_shifted(around, 0, 0))
-    for row, column in half:
-        # from each sample to the neighbour behind it: what the neighbour sees is the negative
-        height, width = around.shape[1] - row, around.shape[2] - abs(column)
-        left = max(0, -column)
-        here, there = around[:, :height, left : left + width], around[:, row:, left + column : left + column + width]
-        difference = (there - here).clamp_(-limit, limit)
-        rows, columns = total.shape[1:]
-        at = REACH - left
-        total += difference[:, REACH : REACH + rows, at : at + columns]
-        total -= difference[:, REACH - row : REACH - row + rows, at - column : at - column + columns]
-    return total
-
-
 def apply(picture: Tensor, payload: bytes | None, grey: bool, limit: float) -> Tensor:
     """The filtered picture, float `[3, H, W]`; itself without a payload.
 
@@ -104,26 +52,7 @@ def apply(picture: Tensor, payload: bytes | None, grey: bool, limit: float) -> T
         return picture
     if grey:
         picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
-    weights = _weights(payload)
-    if use_triton(picture.device) and picture.numel():
-        return filtered(picture.float(), upload(torch.cat(weights, 1), picture.device), limit)
-    crossed = bool(weights[1].any())  # before they leave the host
-    own, others = (upload(part.contiguous(), picture.device)[:, :, None, None] for part in weights)
-    out = picture.clone()
-    for rows, around in _strips(picture, Box(0, 0, picture.shape[1], picture.shape[2])):
-        result, nearest = out[:, rows], torch.zeros_like(_shifted(around, 0, 0))
-        for place, pair in enumerate(PAIRS):
-            mean = _pair(around, pair)
-            if place < 2 and crossed:
-                nearest += mean
-            result += mean.mul_(own[:, place])
-        for place, ring in enumerate(RINGS, len(PAIRS)):
-            result += _ring(around, ring, limit).mul_(own[:, place] / 4)
-        if crossed:
-            for place in (0, 1):
-                other = torch.stack([nearest[others_of[place]] for others_of in _OTHERS])  # no index to upload
-                result += other.mul_(others[:, place] / 2)
-    return out
+    return pixel_filter(picture, *_weights(payload), limit)
 
 
 def statistics(picture: Tensor, original: Tensor, part: Box, grey: bool, limit: float) -> Tensor:
@@ -135,11 +64,11 @@ def statistics(picture: Tensor, original: Tensor, part: Box, grey: bool, limit: 
         picture = picture.mean(0, keepdim=True).expand(3, -1, -1)
     count = _MEANS + 2
     total = torch.zeros(3, count, count + 1, dtype=torch.float64, device=picture.device)
-    for rows, around in _strips(picture, part):
-        rings = (_ring(around, ring, limit).div_(4) for ring in RINGS)
-        means = torch.stack([*(_pair(around, pair) for pair in PAIRS), *rings], 1).flatten(2)  # [3, 13, n]
+    for rows, around in strips(picture, part.top, part.bottom, part.left, part.right):
+        rings = (ring_sum(around, ring, limit).div_(4) for ring in RINGS)
+        means = torch.stack([*(pair_mean(around, pair) for pair in PAIRS), *rings], 1).flatten(2)  # [3, 13, n]
         nearest = means[:, :2].mean(1)
-        error = (original[:, rows, part.left : part.right] - _shifted(around, 0, 0)).flatten(1)
+        error = (original[:, rows, part.left : part.right] - neighbours(around, 0, 0)).flatten(1)
         for channel in range(3):
             values = torch.cat([means[channel], nearest[:channel], nearest[channel + 1 :]])
             total[channel] += values @ torch.cat([values, error[channel : channel + 1]]).T

@@ -1,11 +1,84 @@
-"""The filter behind the synthesis (docs/FORMAT.md, step 4) in one pass; as torch operations it is some hundred."""
+"""The filter behind the synthesis (docs/FORMAT.md, step 4): one pass on a GPU, some hundred torch operations else."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from mcodec.kernels.backend import jit, launch, tl
+from mcodec.kernels.backend import jit, launch, tl, upload, use_triton
+
+#: One of two opposite neighbours (rows, columns); the first two make the ring of the nearest.
+PAIRS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 3), (3, 0))
+#: Two of the four neighbours of a ring, none the other's opposite.
+RINGS = (((0, 1), (1, 0)), ((1, 1), (1, -1)), ((0, 2), (2, 0)), ((2, 2), (2, -2)), ((0, 3), (3, 0)))
+#: How many pixels away the filter looks.
+REACH = 3
+#: Of each channel the two others.
+_OTHERS = ((1, 2), (0, 2), (0, 1))
+#: Rows of a picture that are worked on at once: what a cache holds, or few launches on a GPU.
+_ROWS, _GPU_ROWS = 64, 4096
+
+
+def strips(picture: Tensor, top: int, bottom: int, left: int, right: int) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, the picture there with a margin of REACH) of a part of a picture `[3, H, W]`; edges are repeated."""
+    padded = F.pad(picture[None], (REACH,) * 4, mode="replicate")[0, :, :, left : right + 2 * REACH]
+    step = _ROWS if picture.device.type == "cpu" else _GPU_ROWS
+    for first in range(top, bottom, step):
+        last = min(first + step, bottom)
+        yield slice(first, last), padded[:, first : last + 2 * REACH]
+
+
+def neighbours(around: Tensor, row: int, column: int) -> Tensor:
+    """The neighbours at (row, column) of all samples of a strip."""
+    height, width = around.shape[1] - 2 * REACH, around.shape[2] - 2 * REACH
+    return around[:, REACH + row : REACH + row + height, REACH + column : REACH + column + width]
+
+
+def pair_mean(around: Tensor, pair: tuple[int, int]) -> Tensor:
+    """The mean of two opposite neighbours, less the sample: `[3, h, w]`."""
+    row, column = pair
+    mean = (neighbours(around, row, column) + neighbours(around, -row, -column)).mul_(0.5)
+    return mean.sub_(neighbours(around, 0, 0))
+
+
+def ring_sum(around: Tensor, half: tuple[tuple[int, int], ...], limit: float) -> Tensor:
+    """The sum of clipped differences to neighbours and their opposites, `[3, h, w]`."""
+    total = torch.zeros_like(neighbours(around, 0, 0))
+    for row, column in half:
+        # from each sample to the neighbour behind it: what the neighbour sees is the negative
+        height, width = around.shape[1] - row, around.shape[2] - abs(column)
+        left = max(0, -column)
+        here, there = around[:, :height, left : left + width], around[:, row:, left + column : left + column + width]
+        difference = (there - here).clamp_(-limit, limit)
+        rows, columns = total.shape[1:]
+        at = REACH - left
+        total += difference[:, REACH : REACH + rows, at : at + columns]
+        total -= difference[:, REACH - row : REACH - row + rows, at - column : at - column + columns]
+    return total
+
+
+def pixel_filter_reference(picture: Tensor, own: Tensor, others: Tensor, limit: float) -> Tensor:
+    """`pixel_filter` in torch."""
+    crossed = bool(others.any())  # before they leave the host
+    own, others = (upload(part.contiguous(), picture.device)[:, :, None, None] for part in (own, others))
+    out = picture.clone()
+    for rows, around in strips(picture, 0, picture.shape[1], 0, picture.shape[2]):
+        result, nearest = out[:, rows], torch.zeros_like(neighbours(around, 0, 0))
+        for place, pair in enumerate(PAIRS):
+            mean = pair_mean(around, pair)
+            if place < 2 and crossed:
+                nearest += mean
+            result += mean.mul_(own[:, place])
+        for place, ring in enumerate(RINGS, len(PAIRS)):
+            result += ring_sum(around, ring, limit).mul_(own[:, place] / 4)
+        if crossed:
+            for place in (0, 1):
+                other = torch.stack([nearest[others_of[place]] for others_of in _OTHERS])  # no index to upload
+                result += other.mul_(others[:, place] / 2)
+    return out
 
 
 @jit
@@ -81,13 +154,16 @@ def _filter_kernel(  # type: ignore[no-untyped-def]
     tl.store(at + 2 * plane, c, mask=mask)
 
 
-def filtered(picture: Tensor, weights: Tensor, limit: float) -> Tensor:
-    """The filtered picture, float32 `[3, H, W]` of fewer than 2^31 samples; Triton only.
+def pixel_filter(picture: Tensor, own: Tensor, others: Tensor, limit: float) -> Tensor:
+    """The filtered picture, float `[3, H, W]` of fewer than 2^31 samples, its edges repeated beyond it.
 
-    weights: float32 `[3, 15]` on its device, of each channel those of its 13 means and of the two other channels, the
-    lower first. Reads and writes 12 bytes per pixel but for the cache.
+    Weights are on the host: own `[3, 13]` of each channel's means, others `[3, 2]` of the nearest in its two other
+    channels, the lower first. Differences of a ring are clipped at `limit`. Floats: the order of sums differs between
+    the two forms (1e-6 of the samples' range). The kernel reads and writes 12 bytes per pixel but for the cache.
     """
-    picture, weights = picture.contiguous(), weights.contiguous()
+    if not use_triton(picture.device) or not picture.numel():
+        return pixel_filter_reference(picture, own, others, limit)
+    picture, weights = picture.float().contiguous(), upload(torch.cat([own, others], 1), picture.device)
     out = torch.empty_like(picture)
     _, height, width = picture.shape
     launch(

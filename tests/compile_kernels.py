@@ -29,7 +29,6 @@ from mcodec.kernels import (
     context_layer,
     float_prior,
     mixture_frequencies,
-    pixel_filter,
     pvq_assign,
     rans,
     residual_block,
@@ -79,7 +78,6 @@ def main() -> None:
         words, count = torch.zeros(1, 16, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
         streams = rans.RansStreams(words, count, count + lanes, torch.full((1, lanes), rans.LOWEST), count.clone())
         rans.rans_decode(tables, offset, scale, (1, bench.GROUPS, 64), streams)
-    pixel_filter.filtered(torch.zeros(3, 8, 8), torch.zeros(3, 15), 0.1)
     codewords = torch.randn(2, 49, 2, requires_grad=True)
     weights, g, i = (torch.randn(s, requires_grad=True) for s in ((2, 49), (1, 2, 2, 64), (1, 2, 2, 64)))
     float_prior.likeliest(codewords.detach(), weights.detach(), g.detach(), i.detach().abs())
