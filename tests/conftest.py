@@ -53,7 +53,14 @@ def _backward_has_a_context() -> None:
         (torch.zeros(1, device="cuda", requires_grad=True) * 2).sum().backward()
 
 
-@pytest.fixture(params=["reference", "interpreter", "gpu"])
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m gpu` chooses what only a GPU runs."""
+    for item in items:
+        if "gpu" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(params=["reference", "interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Every implementation of the kernels, one after the other: the device of its tensors."""
     if request.param == "gpu" and not torch.cuda.is_available():

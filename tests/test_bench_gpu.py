@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 from tiny import TINY, lively
 
+from mcodec import decoding, encoding, postfilter
 from mcodec.api import Codec
 from mcodec.bench import gpu, speed
 
@@ -97,3 +100,39 @@ def test_on_a_gpu(gpu: torch.device, tmp_path: Path) -> None:
     bench.bench((codec, reference), pixels, (1, 2), (64, 1024), 50, 1, out, ("generated", None), print)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 8 and all(row["peak_memory_mib"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("tile", [64, 1024])
+def test_the_host_waits_for_streams_alone(gpu: torch.device, monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """No synchronisation between the pixels and the streams, and none between the streams and the pixels."""
+    from mcodec.bench import gpu as bench
+
+    codec = Codec(lively(TINY).requires_grad_(False), b"tinytiny", gpu, bf16=True)
+    codec.tile = tile
+    pictures = bench.on_device(bench.picture(None, 200, 150), 3, gpu)
+    files = codec.encode_batch(pictures, 60)  # kernels are compiled, memory is there
+    codec.decode_tensors(files)
+
+    def waits(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            torch.cuda.set_sync_debug_mode("default")
+            try:
+                return call(*args)
+            finally:
+                torch.cuda.set_sync_debug_mode("error")
+
+        return wrapped
+
+    monkeypatch.setattr(encoding, "_results", waits(encoding._results))
+    monkeypatch.setattr(postfilter, "fit", waits(postfilter.fit))
+    engine, opened = codec._engine(), [codec._open(file, None) for file in files]
+    checks: list[Callable[[], None]] = []
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        codec.encode_batch(pictures, 60)
+        decoding.tensors(engine, opened, decoding.read_codes(engine, opened, checks=checks))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for check in checks:
+        check()

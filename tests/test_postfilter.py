@@ -74,6 +74,14 @@ def test_the_format(device: torch.device, length: int, size: tuple[int, int]) ->
     torch.testing.assert_close(found.double(), slow(picture, payload, 0.2), atol=1e-5, rtol=0)
 
 
+def test_large(gpu: torch.device) -> None:
+    """A picture of 8K, in one piece."""
+    payload = np.random.default_rng(0).integers(-30, 31, postfilter.ALL).astype(np.int8).tobytes()
+    picture = noise(4320, 7680)
+    found = postfilter.apply(picture.to(gpu), payload, False, LIMIT).cpu()
+    torch.testing.assert_close(found, postfilter.apply(picture, payload, False, LIMIT), atol=1e-5, rtol=0)
+
+
 def test_grey_is_filtered_as_one_channel() -> None:
     payload = np.random.default_rng(0).integers(-30, 31, postfilter.ALIKE).astype(np.int8).tobytes()
     picture = noise()
