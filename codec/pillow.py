@@ -7,8 +7,8 @@
     image.save("copy.mci", quality=60)
 
 `save` takes `quality` (1 to 100, default 50), `metadata` ("all", "no-gps", "none") and `effort` (1 to 9, default 1);
-`icc_profile`, `exif` and `xmp` replace what the image has. `register(model=..., device=...)` chooses weights and
-device.
+`icc_profile`, `exif` and `xmp` replace what the image has, empty ones remove it. `register(model=..., device=...)`
+chooses weights and device.
 
 imageio goes through Pillow: `imageio.v3.imread("a.mci")` and `imwrite("a.mci", array, quality=60)` work as well.
 """
@@ -27,6 +27,9 @@ from mcodec.image.metadata import Metadata, of_image
 from mcodec.reading import codec_for, default_codec
 
 FORMAT, MIME, SUFFIX = "MCI", "image/x-mci", ".mci"
+
+#: Options that replace metadata, and where PNG files may have it under another name.
+_REPLACED = {"icc_profile": "", "exif": "Raw profile type exif", "xmp": "XML:com.adobe.xmp"}
 
 _choice: dict[str, Any] = {"model": None, "device": "auto"}
 
@@ -76,9 +79,11 @@ def _save(image: Image.Image, file: IO[bytes], _: str | bytes) -> None:
     options = getattr(image, "encoderinfo", {})
     copy = image.copy()
     copy.info.update(of_image(image).info())  # of a TIFF file, EXIF is not in the info, which is all a copy keeps
-    copy.info.update({key: options[key] for key in ("icc_profile", "xmp") if options.get(key)})
-    if exif := options.get("exif"):
-        copy.info["exif"] = exif.tobytes() if isinstance(exif, Image.Exif) else exif
+    for key, elsewhere in _REPLACED.items():
+        if key in options:
+            value = options[key]
+            copy.info.pop(elsewhere, None)
+            copy.info[key] = value.tobytes() if isinstance(value, Image.Exif) else value or None
     chosen = {key: options[key] for key in ("quality", "metadata", "effort") if key in options}
     try:
         data = default_codec(**_choice).encode(copy, **chosen)

@@ -113,6 +113,8 @@ def test_plugin_metadata_and_damage(picture: Make, tiny: Codec) -> None:
     assert found.size == (40, 50)  # upright, as the tag asks
     assert found.info["icc_profile"] == b"profile" and found.getexif()[0x010F] == "Maker"
     assert ImageOps.exif_transpose(found).size == (40, 50)
+    found.save(buffer := io.BytesIO(), "MCI", exif=b"", icc_profile=None)
+    assert not {"exif", "icc_profile"} & set(Image.open(buffer).info)
     with pytest.raises(OSError, match="truncated"):
         Image.open(io.BytesIO(buffer.getvalue()[:-9]))
     other = Codec(tiny.model, b"otherone").encode(picture(9, 9))

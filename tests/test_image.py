@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from mcodec import container
 from mcodec.api import Codec
@@ -113,6 +113,18 @@ def test_16_bit_grey_files(name: str, tmp_path: Path) -> None:
         Image.fromarray(grey).save(tmp_path / name)
     raster = read_raster(tmp_path / name)
     assert raster.kind is Kind.GREY16 and np.array_equal(raster.samples, grey)
+
+
+def test_12_bit_grey_tiff() -> None:
+    """Scaled like those of a PGM file: on the scale of 16 bits it would be all but black."""
+    grey = np.random.default_rng(0).integers(0, 4096, (3, 8))
+    first, second = grey[:, ::2].ravel(), grey[:, 1::2].ravel()
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    tags = ((256, 3, 8), (257, 3, 3), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 3))
+    rows = b"".join(struct.pack("<HHII", tag, form, 1, value) for tag, form, value in (*tags, (279, 4, len(packed))))
+    head = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed
+    raster = read_raster(head + struct.pack("<H", len(tags) + 1) + rows + bytes(4))
+    assert raster.kind is Kind.GREY16 and np.abs(np.asarray(raster.samples) - grey * (65535 / 4095)).max() <= 0.5
 
 
 @pytest.mark.parametrize("name, channels", [("a.png", 2), ("a.png", 3), ("a.png", 4), ("a.tif", 3), ("a.tif", 4)])
@@ -450,6 +462,19 @@ def test_what_is_decoded_is_written_nearly_as_it_is(name: str, least: float, tmp
     assert 10 * np.log10(255**2 / (error + 1e-9)) > least
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.avif"])
+def test_colours_are_written_at_full_size(name: str, tmp_path: Path) -> None:
+    if Path(name).suffix not in Image.registered_extensions():
+        pytest.skip("this Pillow does not write it")
+    stripes = np.zeros((48, 64, 3), np.uint8)
+    stripes[:, ::2, 0], stripes[:, 1::2, 2] = 255, 255
+    write_image(Image.fromarray(stripes), tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        error = np.square(np.asarray(image.convert("RGB"), float) - stripes).mean()
+    assert 10 * np.log10(255**2 / error) > 25  # at a quarter of the samples they are violet
+    write_image(Image.new("L", (8, 8)), tmp_path / name)
+
+
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 def test_alpha(depth: type) -> None:
     rng = np.random.default_rng(0)
@@ -534,6 +559,26 @@ def test_metadata_goes_along(name: str, tmp_path: Path) -> None:
     assert found.metadata.icc == profile and found.metadata.xmp == metadata.xmp
     assert found.image().getexif()[0x010F] == "Maker"
     assert read_raster(io.BytesIO((tmp_path / name).read_bytes())).metadata == found.metadata
+
+
+def _profile(space: bytes) -> bytes:
+    """As much of a profile as says what it is of."""
+    return bytes(16) + space + bytes(108)
+
+
+def test_profiles_fit_the_samples(tmp_path: Path) -> None:
+    """A palette of greys stays RGB beside a profile of RGB; WebP has no grey for a profile of it to describe."""
+    image = Image.linear_gradient("L").resize((8, 9)).convert("P")
+    assert to_raster(image).kind is Kind.GREY8
+    image.info["icc_profile"] = _profile(b"RGB ")
+    raster = to_raster(image)
+    assert raster.kind is Kind.RGB8 and raster.metadata.icc == _profile(b"RGB ")
+    grey = Raster(np.zeros((9, 8), np.uint8), Kind.GREY8, None, Metadata(_profile(b"GRAY")))
+    write_image(grey, tmp_path / "a.png")
+    assert read_raster(tmp_path / "a.png").metadata == grey.metadata
+    with pytest.warns(LossWarning, match=said_of(tmp_path / "a.webp", "WEBP cannot hold a colour profile of greys")):
+        write_image(grey, tmp_path / "a.webp")
+    assert read_raster(tmp_path / "a.webp").metadata.icc is None
 
 
 def said_of(path: Path, lost: str) -> str:
@@ -687,6 +732,11 @@ def test_heic(tmp_path: Path) -> None:
     assert raster.size == (64, 48) and raster.kind is Kind.RGB8 and b"maker" in (raster.metadata.exif or b"")
     assert np.abs(np.asarray(raster.samples).astype(int) - picture).mean() < 6
     assert many.pictures(tmp_path / "in.HEIC")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    metadata = Metadata(profile, exif.tobytes().removeprefix(b"Exif\0\0"), b"<x:xmpmeta>a packet</x:xmpmeta>")
+    write_image(replace(to_raster(picture), metadata=metadata), tmp_path / "b.heic")
+    found = read_raster(tmp_path / "b.heic").metadata
+    assert found.icc == profile and found.xmp == metadata.xmp and b"maker" in (found.exif or b"")
 
 
 def test_gain_maps_are_said(tmp_path: Path) -> None:
@@ -696,3 +746,23 @@ def test_gain_maps_are_said(tmp_path: Path) -> None:
     assert read_raster(tmp_path / "a.jpg").notes == ("its gain map (HDR) is left out",)
     Image.new("RGB", (16, 16)).save(tmp_path / "b.jpg", xmp=b"<x/>")
     assert not read_raster(tmp_path / "b.jpg").notes
+
+
+def test_what_has_no_place_in_a_file_is_said(tmp_path: Path) -> None:
+    """Captions, a second part of XMP, the gamma of a PNG file, more bits than Pillow hands out."""
+    image = Image.new("RGB", (16, 16))
+    caption = b"\x1c\x02\x78\x00\x04text"
+    block = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(caption)) + caption + b"\0"
+    image.save(tmp_path / "a.jpg", extra=b"\xff\xed" + struct.pack(">H", len(block) + 2) + block)
+    assert read_raster(tmp_path / "a.jpg").notes == ("its IPTC captions are left out",)
+    image.save(tmp_path / "a.jpg", xmp=b'<x xmpNote:HasExtendedXMP="0"/>')
+    assert read_raster(tmp_path / "a.jpg").notes == ("the extended part of its XMP is left out",)
+    for gamma, notes in ((100000, ("its gamma of 1 is left out",)), (45455, ())):
+        info = PngImagePlugin.PngInfo()
+        info.add(b"gAMA", struct.pack(">I", gamma))
+        image.save(tmp_path / "a.png", pnginfo=info)
+        assert read_raster(tmp_path / "a.png").notes == notes
+    imagecodecs = pytest.importorskip("imagecodecs")
+    for bits, notes in ((16, ("16 bits become 8",)), (8, ())):
+        (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(np.zeros((64, 64, 3), f"u{bits // 8}")))
+        assert read_raster(tmp_path / "a.jp2").notes == notes

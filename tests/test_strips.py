@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -120,6 +122,19 @@ def test_what_is_not_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raster = read_raster(path)
         assert not isinstance(raster.samples, Strips)
         assert np.array_equal(raster.array(), read_raster(path.read_bytes()).array())
+
+
+@pytest.mark.usefixtures("all_in_parts")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_pipes_are_read_once(tmp_path: Path) -> None:
+    """As a shell's <(...) passes them: there is no going back in them, and their size is 0."""
+    array = _array(False, False)
+    _ppm(tmp_path / "a.ppm", array)
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(target=lambda: (tmp_path / "pipe").write_bytes((tmp_path / "a.ppm").read_bytes()))
+    writer.start()
+    assert np.array_equal(read_raster(tmp_path / "pipe").array(), array)
+    writer.join()
 
 
 @pytest.mark.usefixtures("all_in_parts")

@@ -205,7 +205,9 @@ def _from_image(image: Image.Image) -> Raster:
         return Raster(image.convert("L"), Kind.GREY8, metadata=metadata, notes=(_of_floats(np.asarray(image)),))
     if mode in ("CMYK", "LAB"):
         image, metadata = _managed(image, metadata)
-    grey = mode in ("1", "L", "LA", "La") or (mode == "P" and _is_grey(image))
+    # to a profile of RGB colours a grey picture would be none
+    of_colours = (metadata.icc or b"")[16:20] == b"RGB "
+    grey = mode in ("1", "L", "LA", "La") or (mode == "P" and not of_colours and _is_grey(image))
     if mode not in ("1", "L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX"):
         notes.append(f"{'a palette' if mode in ('P', 'PA') else mode} becomes {'grey' if grey else 'RGB'}")
     alpha = None

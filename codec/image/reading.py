@@ -22,6 +22,7 @@ from mcodec.container import Kind
 from mcodec.errors import ImageError
 from mcodec.image import metadata as meta
 from mcodec.image import strips
+from mcodec.image.metadata import Metadata
 from mcodec.image.raster import Raster, Samples, to_raster, turned
 
 WIDE = "16-bit colour needs imagecodecs and tifffile: pip install 'mcodec[images]'"
@@ -49,15 +50,20 @@ def read_raster(source: str | Path | bytes | BinaryIO) -> Raster:
     Of a large one whose format allows it, the samples stay in the file (`mcodec.image.strips`), which must not change.
     """
     with _opened(source) as image:
+        bits = _bits(image)  # before loading, which may close the file
         raster = _in_parts(Path(source), image) if isinstance(source, str | Path) else None
         if raster is None:
             narrow = image.mode in ("I", "F") or image.mode.startswith("I;16") or not _is_wide(image)
             raster = to_raster(image) if narrow else _wide(image)
+            if raster.kind is Kind.GREY16 and _has_12_bits(image):
+                raster = replace(raster, samples=_scaled(np.asarray(raster.samples), 4095))
             if raster.kind is Kind.GREY16 and _is_negative(image):
                 raster = replace(raster, samples=65535 - np.asarray(raster.samples))
         # which Pillow does not count among the pictures
         if image.format == "JPEG" and b"hdrgm:Version" in (raster.metadata.xmp or b""):
             raster = replace(raster, notes=(*raster.notes, "its gain map (HDR) is left out"))
+        left_out = [f"{bits} bits become 8"] if bits > 8 else []
+        raster = replace(raster, notes=(*raster.notes, *left_out, *_left_out(image, raster.metadata)))
         if (count := _pictures(image)) > 1:
             raster = replace(raster, notes=(*raster.notes, f"the first of {count} pictures in the file is taken"))
         return raster
@@ -98,6 +104,39 @@ def _checked(image: ImageFile) -> ImageFile:
     return image
 
 
+def _bits(image: ImageFile) -> int:
+    """Bits of the samples, of formats of which Pillow and its plugins hand out 8; 0 for others."""
+    if image.format == "HEIF":
+        return int(image.info.get("bit_depth", 0))
+    if image.format not in ("AVIF", "JPEG2000") or image.mode.startswith("I"):
+        return 0
+    file = cast(BinaryIO, image.fp)
+    place = file.tell()
+    file.seek(0)
+    head = file.read(2**16)
+    file.seek(place)
+    if image.format == "AVIF":  # the configuration of AV1, section 2.3 of its ISOBMFF binding
+        flags = head[head.find(b"av1C") + 6 :][:1] if b"av1C" in head else b""
+        return 0 if not flags else 8 if not flags[0] & 64 else 12 if flags[0] & 32 else 10
+    depth = head[head.find(b"\xff\x4f\xff\x51") + 42 :][:1] if b"\xff\x4f\xff\x51" in head else b""  # Ssiz
+    return (depth[0] & 127) + 1 if depth else 0
+
+
+def _left_out(image: ImageFile, metadata: Metadata) -> list[str]:
+    """What a picture file holds beside samples, profile, EXIF and XMP, and what these point to."""
+    found, info = [], image.info
+    if image.format == "JPEG" and 0x0404 in info.get("photoshop", {}):
+        found.append("its IPTC captions are left out")
+    if b"HasExtendedXMP" in (metadata.xmp or b""):
+        found.append("the extended part of its XMP is left out")
+    gamma = info.get("gamma")  # of a PNG file a number, or a text of this name
+    if isinstance(gamma, float) and not metadata.icc and "srgb" not in info and abs(gamma - 1 / 2.2) > 0.01:
+        found.append(f"its gamma of {gamma:g} is left out")
+    if image.format == "HEIF" and any("hdrgainmap" in kind for kind in info.get("aux", {})):
+        found.append("its gain map (HDR) is left out")
+    return found
+
+
 def _pictures(image: ImageFile) -> int:
     """How many the file holds: frames, pages."""
     try:
@@ -127,10 +166,18 @@ def _is_negative(image: ImageFile) -> bool:
     return image.format == "TIFF" and tiff.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
+def _has_12_bits(image: ImageFile) -> bool:
+    """Whether samples run to 4095, which Pillow takes for 16 bits as they are."""
+    tiff: Any = image
+    return image.format == "TIFF" and tiff.tag_v2.get(BITSPERSAMPLE) == (12,)
+
+
 def _in_parts(path: Path, image: ImageFile) -> Raster | None:
     """A large picture whose samples stay in its file; None where they cannot."""
     # of a PNG file the orientation is found by loading it, which forgets that it has 16 bits
     if image.format not in strips.FORMATS or image.width * image.height < strips.LARGE or meta.orientation(image) != 1:
+        return None
+    if not path.is_file():  # a pipe, as of a shell's <(...), is read once
         return None
     samples = strips.of_file(path, image)
     if samples is None:
@@ -193,5 +240,10 @@ def _ppm(data: bytes, image: ImageFile) -> Samples:
             raise ImageError(f"a sample is outside of 0..{maximum}")
     else:
         array = np.frombuffer(data, ">u2", count, tile.offset)
+    return _scaled(array, maximum).reshape(shape)
+
+
+def _scaled(array: NDArray[Any], maximum: int) -> NDArray[np.uint16]:
+    """Samples of 0 to a maximum, on the scale of 16 bits."""
     scaled = (array.astype(np.uint32) * 65535 + maximum // 2) // maximum
-    return np.minimum(scaled, 65535).astype(np.uint16).reshape(shape)
+    return np.minimum(scaled, 65535).astype(np.uint16)

@@ -34,15 +34,17 @@ QUALITY: dict[str, dict[str, Any]] = {
     "HEIF": {"quality": 95, "chroma": 444},
     "WEBP": {"lossless": True, "exact": True},
 }
+#: Formats whose colours Pillow halves in both directions unless told otherwise.
+_SUBSAMPLED = {"JPEG", "MPO", "AVIF"}
 #: Formats that are written band by band.
 IN_BANDS = ("PPM", "TIFF")
 #: What formats hold beyond 8-bit grey and RGB. Those that are not named hold neither.
 _ALPHA = {"PNG", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA", "ICO"}
 _GREY16 = {"PNG", "TIFF", "PPM", "JPEG2000"}
 _RGB16 = {"PNG", "TIFF", "PPM"}
-_METADATA = {"PNG", "JPEG", "WEBP", "AVIF", "TIFF"}
-#: Formats for which Pillow parses EXIF rather than writing it as it is.
-_PARSED = {"TIFF", "AVIF"}
+_METADATA = {"PNG", "JPEG", "WEBP", "AVIF", "TIFF", "HEIF"}
+#: Formats for which Pillow or its plugin parses EXIF rather than writing it as it is.
+_PARSED = {"TIFF", "AVIF", "HEIF"}
 #: (least, greatest) side of icons: to others Pillow scales the picture.
 _SIDES = {"ICO": (1, 256), "ICNS": (1024, 1024)}
 #: Bytes of EXIF and XMP that one segment of a JPEG file holds, without the names they begin with.
@@ -68,15 +70,18 @@ def format_of(path: str | Path) -> str:
     return form
 
 
-def write_image(picture: Image.Image | Raster, path: str | Path, replace: bool = True, **options: Any) -> None:
+def write_image(
+    picture: Image.Image | Raster, path: str | Path, replace: bool = True, **options: Any
+) -> list[str]:
     """Write a picture in the format of the path's suffix, whole or not at all; ImageError says why not.
 
-    Metadata goes along. What the format cannot hold is left out, with a LossWarning. replace: False for a
-    FileExistsError where there is a file. options: of Pillow.
+    Metadata goes along. What the format cannot hold is left out, with a LossWarning, and returned in words.
+    replace: False for a FileExistsError where there is a file. options: of Pillow.
     """
     form = format_of(path)
     with writes_to(path), atomic(path, replace) as file:
-        _save(picture, file, form, f"{path}: ", options)
+        lost = _save(picture, file, form, f"{path}: ", options)
+    return lost
 
 
 @contextmanager
@@ -91,18 +96,22 @@ def writes_to(target: str | Path) -> Iterator[None]:
         raise ImageError(f"cannot write {target}: {reason}") from error
 
 
-def save(picture: Image.Image | Raster, file: BinaryIO, form: str, **options: Any) -> None:
-    """Write a picture to a stream in a format of Pillow's."""
-    _save(picture, file, form, "", options)
+def save(picture: Image.Image | Raster, file: BinaryIO, form: str, **options: Any) -> list[str]:
+    """Write a picture to a stream in a format of Pillow's; what it cannot hold, as of `write_image`."""
+    return _save(picture, file, form, "", options)
 
 
-def _save(picture: Image.Image | Raster, file: BinaryIO, form: str, name: str, options: dict[str, Any]) -> None:
+def _save(
+    picture: Image.Image | Raster, file: BinaryIO, form: str, name: str, options: dict[str, Any]
+) -> list[str]:
     """name: what warnings begin with, so that each file has its own."""
     raster = to_raster(picture)
     raster, lost = _fitted(raster, form)
     if lost:
         warnings.warn(f"{name}{form} cannot hold {', '.join(lost)}", LossWarning, stacklevel=4)
     options = {**QUALITY.get(form, {}), **options}
+    if form in _SUBSAMPLED and not raster.kind.grey:  # by default colours have a quarter of the samples
+        options = {"subsampling": "4:4:4", **options}
     if form == "ICO":
         options = {"sizes": [raster.size], **options}  # else Pillow takes smaller ones
     if form in IN_BANDS:
@@ -113,6 +122,7 @@ def _save(picture: Image.Image | Raster, file: BinaryIO, form: str, name: str, o
         image = raster.image()
         image.info.clear()  # Pillow would write some of it by itself, differing from format to format
         image.save(file, form, **_options(raster.metadata, form), **options)
+    return lost
 
 
 def _fitted(raster: Raster, form: str) -> tuple[Raster, list[str]]:
@@ -138,6 +148,10 @@ def _fitted(raster: Raster, form: str) -> tuple[Raster, list[str]]:
         said = {"icc": "the colour profile", "exif": "EXIF", "xmp": "XMP"}
         lost += [text for name, text in said.items() if getattr(raster.metadata, name)]
         raster = replace(raster, metadata=Metadata())
+    as_rgb = form == "WEBP" or (form == "TIFF" and raster.kind is Kind.GREY16 and raster.alpha is not None)
+    if raster.kind.grey and as_rgb and (raster.metadata.icc or b"")[16:20] == b"GRAY":
+        raster = replace(raster, metadata=replace(raster.metadata, icc=None))
+        lost.append("a colour profile of greys")
     for name, most in _SEGMENT.items() if form == "JPEG" else ():
         if len(getattr(raster.metadata, name) or b"") > most:
             raster = replace(raster, metadata=replace(raster.metadata, **{name: None}))
