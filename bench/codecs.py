@@ -138,14 +138,15 @@ def _heic(name: str, threads: int) -> PillowCodec:
     encoder = next((name for name in libheif["encoders"].values() if "HEVC" in name), None)
     if encoder is None:
         raise Unavailable("this pillow-heif is built without an HEVC encoder")
+    # Tune is named as AVIF's is: libheif's default is "ssim", whose adaptive steps cost PSNR.
     return PillowCodec(
         name,
         "HEIF",
         f"pillow-heif {version('pillow-heif')}, libheif {libheif['libheif']}, {encoder}",
-        "4:2:0; x265 chooses its own threads",
+        "4:2:0, tune=psnr; x265 chooses its own threads",
         ".heic",
         (1, 5, 10, 15, 20, 25, 30, 40, 50),
-        lambda q: {"quality": int(q), "chroma": "420"},
+        lambda q: {"quality": int(q), "chroma": "420", "enc_params": {"tune": "psnr"}},
     )
 
 

@@ -44,6 +44,15 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def hardware(device: str) -> str:
+    """What a codec on a device works with: the processor, and the GPU."""
+    if device != "cuda":
+        return _processor()
+    import torch
+
+    return f"{_processor()}, {torch.cuda.get_device_name()}"
+
+
 def describe(device: str, threads: int) -> dict[str, Any]:
     """Date, commit, processor, devices, threads and versions."""
     import torch

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +45,19 @@ class Picture:
     def pixels(self) -> NDArray[np.uint8]:
         """uint8 `[H, W, 3]`, upright, converted to RGB."""
         return rgb(read_image(self.path))
+
+
+class PixelsOf(Sequence[NDArray[np.uint8]]):
+    """Those of pictures, read each time one is asked for: a folder of photographs does not fit in memory."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._pictures[index].pixels()
 
 
 def rgb(image: Image.Image) -> NDArray[np.uint8]:

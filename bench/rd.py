@@ -54,6 +54,7 @@ class Plan:
             "settings": codec.settings,
             "device": codec.device,
             "threads": self.threads,
+            "processor": machine.hardware(codec.device),
         }
 
 

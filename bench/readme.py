@@ -93,9 +93,10 @@ def table(summary: dict[str, Any], metric: str = "psnr") -> str:
     lines = [f"{len(summary['pictures'])} pictures; {summary['description']}:", ""]
     lines += [*_curve(curves[subject]), "", *_beside(curves, subject, deltas), ""]
     if any(curve["speed"] for curve in curves.values()):
+        gpu = "" if run["device"] == "cpu" else f", networks on {run['device']}"
         lines.append(
             f"Speed at the quality nearest to {SPEED_BPP} bits per pixel, {run['threads']} threads of "
-            f"{run['processor']}; peak memory (encode / decode) is that of a process that codes one picture."
+            f"{run['processor']}{gpu}; peak memory (encode / decode) is that of a process that codes one picture."
         )
     if deltas.published:
         lines += ["", *_published(deltas, [subject, *_efforts(curves)]), ""]

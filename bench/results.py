@@ -31,7 +31,7 @@ COMPARED = {"psnr": "psnr", "ms-ssim": "ms_ssim"}
 class Measured:
     """One codec of a run. Lists run over `qualities`, points over the pictures of the run."""
 
-    codec: Row  # codec, version, settings, device, threads
+    codec: Row  # codec, version, settings, device, threads, processor
     qualities: list[float]
     points: dict[str, list[Row]]  # picture name -> point rows, only whole ones
     memory: Row | None
@@ -103,8 +103,15 @@ def _points(rows: Rows, codec: Row, picture: Row, metrics: Sequence[str]) -> lis
     return found
 
 
+def _memory(rows: Rows, codec: Row, pictures: Sequence[Row]) -> Row | None:
+    """That of the picture and the quality that the run measures, not what another run measured last."""
+    largest, qualities = max(pictures, key=lambda p: p["width"] * p["height"]), codec["qualities"]
+    identity = {k: codec.get(k, largest.get(k)) for k in KEY}
+    return rows.find(identity | {"kind": "memory", "quality": qualities[len(qualities) // 2]})
+
+
 def _same_codec(row: Row, codec: Row) -> bool:
-    return all(row.get(k) == codec[k] for k in ("codec", "version", "settings", "device", "threads"))
+    return all(row.get(k) == codec.get(k) for k in KEY[:6])
 
 
 def load(folder: Path) -> Results:
@@ -127,8 +134,8 @@ def load(folder: Path) -> Results:
             reasons = [f["reason"] for f in failures if f["of"] == "point" and _same_codec(f, codec)]
             left_out[codec["codec"]] = reasons[-1] if reasons else "no picture measured at all qualities yet"
             continue
-        memory = next((m for m in reversed(list(rows.of("memory"))) if _same_codec(m, codec)), None)
-        codecs.append(Measured({k: codec.get(k) for k in KEY[:5]}, codec["qualities"], whole, memory))
+        memory = _memory(rows, codec, run["pictures"])
+        codecs.append(Measured({k: codec.get(k) for k in KEY[:6]}, codec["qualities"], whole, memory))
     if not codecs:
         raise BenchError("no codec has a curve: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
     pictures = []

@@ -23,8 +23,8 @@ Row = dict[str, Any]
 
 #: Where rows and crops lie in the folder of a run.
 ROWS, CROPS = "rows.jsonl", "crops"
-#: What makes a measurement the same one. Times depend on device and threads, so they belong to it.
-KEY = ("codec", "version", "settings", "device", "threads", "quality", "image", "image_sha256")
+#: What makes a measurement the same one. Times depend on device, threads and processor.
+KEY = ("codec", "version", "settings", "device", "threads", "processor", "quality", "image", "image_sha256")
 
 
 def key(row: Row) -> tuple[Any, ...]:

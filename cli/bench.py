@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mcodec.cli.options import FILE, Number, check_device, device_option, load_codec, model_option
+from mcodec.cli.options import FILE, Number, check_apart, check_device, device_option, load_codec, model_option
 from mcodec.cli.progress import QUIET
 from mcodec.errors import BenchError
 from mcodec.files import append_rows
@@ -357,6 +357,8 @@ def sheet(images: tuple[Path, ...], bpp: float, names: str, out: Path, device: s
 
     check_device(device)
     format_of(out)  # what is no format is said before anything is encoded
+    for path in images:
+        check_apart(path, out)
     chosen = [codecs.make(name, device) for name in _names(names)]
     write_image(draw(images, chosen, bpp, click.echo), out)
     click.echo(out)
@@ -377,14 +379,14 @@ def effort(
     from mcodec.bench import machine
     from mcodec.bench.codecs import EFFORTS
     from mcodec.bench.effort import measure, table
-    from mcodec.bench.pictures import MIN_SIDE, look
+    from mcodec.bench.pictures import MIN_SIDE, PixelsOf, look
 
     chosen = _names(efforts)
     if not chosen or not set(chosen) <= set(EFFORTS):
         raise click.UsageError(f"--efforts takes whole numbers from {EFFORTS[0]} to {EFFORTS[-1]}")
     levels = _numbers(qualities)
     codec = _limited(load_codec(model, device), threads)
-    pictures = [picture.pixels() for picture in look(images, limit) if picture.averaged]
+    pictures = PixelsOf([picture for picture in look(images, limit) if picture.averaged])
     if not pictures:
         raise BenchError(f"{images} holds no picture with sides of {MIN_SIDE} pixels and more")
     total, done = len(pictures) * len(levels) * len(chosen), 0
@@ -412,7 +414,7 @@ def readme(path: Path, results: Path) -> None:
     from mcodec.bench.readme import fill
     from mcodec.files import write_bytes
 
-    write_bytes(path, fill(path.read_text(), results).encode())
+    write_bytes(path, fill(path.read_text(encoding="utf-8"), results).encode())
 
 
 @bench.command("codecs", epilog=CODECS_EXAMPLES)

@@ -18,7 +18,7 @@ from PIL import Image
 from mcodec import bench, rate
 from mcodec.bench import anchors, codecs, memory, metrics, published, readme, results
 from mcodec.bench.bd import Curve, NotComparable, delta
-from mcodec.bench.pictures import look
+from mcodec.bench.pictures import Picture, PixelsOf, look
 from mcodec.bench.protocol import Unavailable
 from mcodec.bench.rd import Runner, matched, plan
 from mcodec.errors import BenchError
@@ -343,6 +343,16 @@ def test_what_is_another_measurement(images: Path, out: Path) -> None:
     assert found.codecs[0].codec["version"] == "2" and len(found.codecs[0].points["a.png"]) == 3
 
 
+def test_times_of_another_machine_are_others(images: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is copied elsewhere is measured again: one processor is named beside the means."""
+    measure(planned(Steps()), images, out)
+    monkeypatch.setattr("mcodec.bench.machine._processor", lambda: "another")
+    codec = Steps()
+    measure(planned(codec), images, out)
+    assert len(codec.calls) == 8
+    assert {row["processor"] for rows in results.load(out).codecs[0].points.values() for row in rows} == {"another"}
+
+
 def test_a_failure_marks_the_picture_for_all(images: Path, out: Path) -> None:
     measure(planned(Steps(), Steps(name="picky", fail_on=(48,))), images, out)
     found = results.load(out)
@@ -376,6 +386,15 @@ def test_memory_is_that_of_the_codec_alone(images: Path) -> None:
     found = memory.measure("jpeg", "cpu", 1, 50, images / "a.png")
     assert 5 < found["encode_idle_mib"] <= found["encode_mib"] < 150
     assert 5 < found["decode_idle_mib"] <= found["decode_mib"] < 150
+
+
+def test_memory_is_that_of_the_run(images: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the run before, at another quality."""
+    monkeypatch.setattr(memory, "measure", lambda *a: {"encode_mib": a[3], "decode_mib": a[3]})
+    for quality in (10, 50, 10):
+        Runner(plan(["jpeg"], ["psnr"], {"jpeg": (5, quality)}), look(images), out, quiet).run()
+    found = results.load(out).codecs[0].memory
+    assert found is not None and found["encode_mib"] == 10
 
 
 def test_memory_of_a_codec_that_fails(tmp_path: Path) -> None:
@@ -422,6 +441,13 @@ def test_readme_with_efforts(tmp_path: Path) -> None:
     assert f"--codecs mcodec,mcodec@5,{','.join(curves)} --qualities mcodec@5=10,20.5`" in text
 
 
+def test_tables_name_the_gpu() -> None:
+    summary = readme.read(ROOT / "bench/results/kodak.json")
+    assert "networks on" not in readme.table(summary)
+    summary["run"]["device"] = "NVIDIA H100"
+    assert f"threads of {summary['run']['processor']}, networks on NVIDIA H100; peak" in readme.table(summary)
+
+
 def test_readme_without_results(tmp_path: Path) -> None:
     for text, said in (
         ("# Nothing here", "no <!-- results FILE METRIC"),
@@ -433,3 +459,10 @@ def test_readme_without_results(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(BenchError, match=r"x\.json is no results file"):
         readme.read(tmp_path / "x.json")
+
+
+def test_pixels_are_read_one_picture_at_a_time(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(Picture, "pixels", lambda picture: read.append(picture.name) or np.zeros((1, 1, 3), np.uint8))
+    found = PixelsOf(look(images))
+    assert (len(found), read) == (2, []) and len(list(found)) == 2 and read == ["a.png", "b.png"]

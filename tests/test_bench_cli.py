@@ -177,3 +177,7 @@ def test_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sheet.crop(shown).tobytes() == original.crop((0, 0, shown[2] - GAP, shown[3] - GAP - LABEL)).tobytes()
     status, printed, err = run(capsys, "sheet", *paths, "--out", tmp_path / "sheet.doc")
     assert (status, printed) == (1, "") and ".doc is no picture format" in err and err.count("\n") == 1
+    before = (images / "a.png").read_bytes()
+    status, printed, err = run(capsys, "sheet", *paths, "--out", images / "a.png")
+    assert (status, printed) == (1, "") and "a.png is both input and output" in err
+    assert (images / "a.png").read_bytes() == before

@@ -23,7 +23,7 @@ _RUN = ("date", "commit", "processor", "cores", "device", "threads", "versions",
 
 def render(results: Results, published: Sequence[Published]) -> str:
     """One self-contained page."""
-    template = resources.files(__name__.rpartition(".")[0]).joinpath("template.html").read_text()
+    template = resources.files(__name__.rpartition(".")[0]).joinpath("template.html").read_text(encoding="utf-8")
     # "<" would let a file name end the script element.
     data = json.dumps(_data(results, published), allow_nan=False).replace("<", "\\u003c")
     return template.replace(_PLACE, data)
