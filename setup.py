@@ -29,7 +29,7 @@ TRITON = "triton>=3.6; sys_platform == 'linux' and platform_machine in 'x86_64 a
 
 
 def version() -> str:
-    text = (ROOT / "codec" / "_version.py").read_text()
+    text = (ROOT / "codec" / "_version.py").read_text(encoding="utf-8")
     match = re.search(r'__version__ = "([^"]+)"', text)
     if match is None:
         raise RuntimeError("no __version__ in codec/_version.py")
@@ -56,7 +56,7 @@ setup(
     name="mcodec",
     version=version(),
     description="Learned image codec: vector-quantized latents under a conditional Gaussian-mixture prior",
-    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

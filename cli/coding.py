@@ -332,16 +332,16 @@ def _decode_file(
     if target == STREAM:
         buffer = io.BytesIO()
         with writes_to("standard output"):
-            save(raster, buffer, form)
+            lost = save(raster, buffer, form)
         size = sys.stdout.buffer.write(buffer.getvalue())
         sys.stdout.buffer.flush()
     else:
-        write_image(raster, target, replace=force)
+        lost = write_image(raster, target, replace=force)
         size = target.stat().st_size
     if isinstance(raster.samples, Strips):  # decoded as it was written
         seconds = time.perf_counter() - began
     text = f"{width} x {height}, {size:,} bytes, {seconds:.2f} s"
-    report = {"width": width, "height": height, "bytes": size, "seconds": seconds}
+    report = {"width": width, "height": height, "bytes": size, "seconds": seconds, "lost": lost}
     return {**report, "notes": list(raster.notes), "text": text}
 
 

@@ -98,6 +98,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> NoReturn:
     """Console entry point."""
-    if os.name == "posix" and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text, nor fit a code page of Windows
+        sys.stdout.reconfigure(errors="surrogateescape" if os.name == "posix" else "backslashreplace")
     sys.exit(run())

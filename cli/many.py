@@ -138,9 +138,9 @@ def run(
 ) -> int:
     """Work through a plan; a file that fails is reported and the rest goes on. Returns the exit status."""
     todo: Plan = []
-    skipped: Plan = []
+    skipped: Plan = []  # not Path.exists, which for a name that is too long raises what would end the run
     for source, target in plan:
-        (todo if force or not target.exists() else skipped).append((source, target))
+        (todo if force or not os.path.exists(target) else skipped).append((source, target))
     counts = Counter(skipped=len(skipped), done=0, failed=0)
     if as_json:
         for source, target in skipped:
@@ -236,7 +236,7 @@ def cores() -> int:
 
 def _guarded(work: Work, force: bool, files: tuple[Path, Path]) -> Outcome:
     source, target = files
-    if target.exists() and not force:  # by now: a run may take hours, and others may write there
+    if os.path.exists(target) and not force:  # by now: a run may take hours, and others may write there
         return None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ class _Place(click.Path):
         if value == "":  # to pathlib the current folder; to who wrote it, a variable that was not set
             self.fail("a name is empty", parameter, context)
         path = super().convert(value, parameter, context)
-        return Folder(path) if str(value).endswith(os.sep) else path
+        return Folder(path) if str(value).endswith((os.sep, os.altsep or os.sep)) else path  # Windows has both
 
 
 FILE = _Place(path_type=Path)
@@ -77,7 +77,7 @@ def read(source: Path) -> bytes:
 
 def check_apart(source: Path, target: Path) -> None:
     """CodecError where both names are of one file."""
-    if target.exists() and source.exists() and target.samefile(source):
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
         raise CodecError(f"{target} is both input and output")
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from mcodec import container
 from mcodec.cli import main as entry
 from mcodec.cli import many
-from mcodec.cli.options import reason
+from mcodec.cli.options import FILE, Folder, reason
 from mcodec.image import Raster
 
 
@@ -705,6 +705,9 @@ def test_names_that_would_surprise(
     assert run(capsys, "encode", picture, picture.with_name("named.mci"), *with_model)[0] == 0
     status, _, err = run(capsys, "encode", picture, f"{picture.parent}/new/", *with_model)
     assert status == 0 and (picture.parent / "new" / picture.with_suffix(".mci").name).is_file(), err
+    monkeypatch.setattr("os.altsep", ":")  # as on Windows, where names end in either
+    assert isinstance(FILE.convert("new:", None, None), Folder) and isinstance(FILE.convert("new/", None, None), Folder)
+    assert not isinstance(FILE.convert("new", None, None), Folder)
 
 
 def test_info_and_verify_read_standard_input(

@@ -70,3 +70,9 @@ def test_version_runs(command: list[str]) -> None:
     done = subprocess.run([str(program), *command[1:], "--version"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("mcodec ")
+
+
+def test_text_that_is_not_ascii_names_its_encoding() -> None:
+    """On Windows the default is another, in which the README's frames cannot be read."""
+    for name in ("setup.py", "bench/report/page.py", "cli/bench.py"):
+        assert "read_text()" not in (ROOT / name).read_text(encoding="utf-8"), name

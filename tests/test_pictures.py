@@ -450,6 +450,18 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, b"") and done.stdout.startswith(name + b": FAILED, ")
 
 
+def test_a_name_that_is_too_long_is_its_own(
+    colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two that share a stem both keep their suffix, and 255 bytes become 259."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("a.png", f"{251 * 'n'}.png", f"{251 * 'n'}.bmp"):
+        Image.fromarray(colours).save(source / name)
+    status, text, err = run(capsys, "encode", source, tmp_path / "out")
+    assert (status, text) == (1, "1 done, 0 skipped, 2 failed\n") and err.count("File name too long") == 2
+
+
 def test_json_tells_of_every_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     status, text, _ = run(capsys, "encode", folder, out, "--json")
@@ -486,6 +498,14 @@ def test_losses_of_many(plain: Codec, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(err.splitlines()) == [
         f"mcodec: warning: {tmp_path / 'out' / name}.jpg: JPEG cannot hold alpha" for name in "ab"
     ]
+
+
+@pytest.mark.filterwarnings("ignore::mcodec.errors.LossWarning")
+def test_losses_in_json(plain: Codec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.mci").write_bytes(plain.encode(np.zeros((8, 8, 4), np.uint8)))
+    for name, lost in (("a.jpg", ["alpha"]), ("a.png", [])):
+        text = run(capsys, "decode", tmp_path / "a.mci", tmp_path / name, "--json")[1]
+        assert json.loads(text)["lost"] == lost
 
 
 def test_notes_of_many(colours: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
