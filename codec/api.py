@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from mcodec.container import TAG_ALPHA, TAG_EXIF, TAG_FILTER, TAG_ICC, TAG_SHIFT
 from mcodec.engine import Engine, batch_pixels
 from mcodec.entropy import LANE_SHARE
 from mcodec.errors import CorruptStream, WrongModel
-from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, to_raster
+from mcodec.image import Metadata, Picture, Raster, Samples, Strips, alpha, taken
 from mcodec.model import Cascade, level_of, search
 from mcodec.model.context import IntegerLayer
 from mcodec.model.window import Box
@@ -46,8 +47,10 @@ def load(model: str | Path | None = None, device: str = "auto", bf16: bool = Fal
         raise ValueError("no CUDA device is available")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    network, fingerprint = weights.load(weights.find(model))
-    return Codec(network.requires_grad_(False), fingerprint, torch.device(device), bf16)
+    with torch.inference_mode(False):  # what is made in that mode is of no use outside of it
+        with torch.device("cpu"):  # whatever the default is
+            network, fingerprint = weights.load(weights.find(model))
+        return Codec(network.requires_grad_(False), fingerprint, torch.device(device), bf16)
 
 
 class Codec:
@@ -108,13 +111,14 @@ class Codec:
         (grey), 2 (grey, alpha), 3 or 4; or a Raster. quality: 1 (smallest) to 100. metadata: what the file carries of
         colour profile, EXIF and XMP, "all", "no-gps" or "none". effort: 1 (fastest) to 9: search for better codes,
         which costs time here and none in decoding.
-        Raises ValueError for anything else, LimitExceeded for a picture larger than the format holds.
+        Raises ValueError for anything else, LimitExceeded for a picture larger than the format holds, ImageError for a
+        PIL image whose file is damaged.
         """
         return self.encode_batch([image], quality, metadata, effort)[0]
 
     def encode_batch(
         self,
-        images: Sequence[Picture],
+        images: Iterable[Picture],
         quality: float | Sequence[float] = 50,
         metadata: str = "all",
         effort: int = search.DEFAULT,
@@ -133,23 +137,25 @@ class Codec:
 
     def _files(
         self,
-        images: Sequence[Picture],
+        images: Iterable[Picture],
         quality: float | Sequence[float],
         metadata: str,
         effort: int,
         with_codes: bool = False,
     ) -> list[tuple[bytes, list[Tensor]]]:
         """Files of pictures, and their codes where these are wanted."""
+        images = list(images)
         qualities = np.ravel(quality).tolist() * (len(images) if np.ndim(quality) == 0 else 1)
         if len(qualities) != len(images):
             raise ValueError(f"{len(images)} images but {len(qualities)} qualities")
         _check_metadata(metadata)
         levels = [level_of(q) for q in qualities]
         steps = search.steps_of(effort)
-        rasters = [to_raster(image) for image in images]
+        rasters = [taken(image) for image in images]
         engine = self._engine()
-        canvases = [decoding.blank_codes(engine, *raster.size[::-1]) if with_codes else [] for raster in rasters]
-        payloads = encoding.payloads(engine, rasters, levels, steps, canvases)
+        with torch.inference_mode(False):  # the search takes gradients, whatever mode the caller is in
+            canvases = [decoding.blank_codes(engine, *raster.size[::-1]) if with_codes else [] for raster in rasters]
+            payloads = encoding.payloads(engine, rasters, levels, steps, canvases)
         files = [
             container.pack(
                 Container(
@@ -351,7 +357,7 @@ class Codec:
         return replace(raster, notes=tuple(notes))
 
     def _check_stages(self, stages: int | None) -> None:
-        if stages is not None and not 1 <= stages <= self.stages:
+        if stages is not None and not (isinstance(stages, Integral) and 1 <= stages <= self.stages):
             raise ValueError(f"stages must be from 1 to {self.stages}, got {stages}")
 
 

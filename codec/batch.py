@@ -16,6 +16,7 @@ from mcodec import container
 from mcodec.errors import CodecError, FormatError, is_lack_of_memory
 from mcodec.files import read_bytes
 from mcodec.image import Raster, read_raster, to_raster
+from mcodec.image.raster import is_tensor
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -66,7 +67,9 @@ def _own(item: Any) -> Any:
         return to_raster(item)
     if isinstance(item, np.ndarray):
         return item.copy()
-    return to_raster(item.clone()) if type(item).__module__.split(".")[0] == "torch" else item
+    if isinstance(item, bytearray | memoryview):  # of a picture file
+        return bytes(item)
+    return to_raster(item.clone()) if is_tensor(item) else item
 
 
 def _own_file(item: Any) -> Any:

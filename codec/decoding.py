@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from typing import Any, NamedTuple
@@ -27,7 +28,10 @@ def wanted(header: Header, region: tuple[int, int, int, int] | None) -> Box:
     """The part of a picture that is wanted; ValueError where it is none."""
     if region is None:
         return Box(0, 0, header.height, header.width)
-    x, y, width, height = region
+    try:
+        x, y, width, height = map(operator.index, region)  # of numpy, small types would wrap around
+    except TypeError as error:
+        raise ValueError(f"a region is four whole numbers (x, y, width, height), got {region!r}") from error
     if width < 1 or height < 1 or x < 0 or y < 0 or x + width > header.width or y + height > header.height:
         raise ValueError(
             f"region {x},{y},{width},{height} is not within the picture of {header.width}x{header.height}"

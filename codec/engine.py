@@ -75,8 +75,14 @@ class Engine:
             for job in jobs:
                 work(job)
             return
+        inference = torch.is_inference_mode_enabled()  # threads do not inherit it, and only in it may they write
+
+        def run(job: T) -> None:  # to what was made in it
+            with torch.inference_mode(inference):
+                work(job)
+
         with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(work, job) for job in jobs]
+            futures = [pool.submit(run, job) for job in jobs]
             try:
                 for future in futures:
                     future.result()

@@ -62,6 +62,9 @@ class MciImageFile(ImageFile.ImageFile):
             except CodecError as error:
                 raise OSError(str(error)) from error
             self.im, self._data = image.im, b""
+            if self._exclusive_fp and self.fp:  # Pillow closes a file behind its last tile, and here is none
+                self.fp.close()
+            self.fp = None
         return super().load()
 
 

@@ -86,7 +86,7 @@ def fit(sums: Tensor, weight: float, grey: bool) -> bytes:
     for systems in [own.sum(0, keepdim=True)] + ([] if grey else [own, sums]):
         product, target = systems[:, :, :-1], systems[:, :, -1]
         ridge = 1e-6 * product.diagonal(dim1=1, dim2=2).mean() + 1e-12
-        exact = torch.linalg.solve(product + ridge * torch.eye(product.shape[1], dtype=product.dtype), target)
+        exact = torch.linalg.solve(product + ridge * torch.eye(product.shape[1]).to(product), target)
         steps = (exact * UNIT).round().clamp(-127, 127)
         w = steps / UNIT
         gain = float(2 * (w * target).sum() - torch.einsum("ci,cij,cj->", w, product, w))

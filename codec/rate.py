@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from mcodec.errors import TargetError
-from mcodec.image import Picture, Raster, to_raster
+from mcodec.image import Picture, Raster, taken
 from mcodec.model import quality_of, similarity
 from mcodec.model.config import LEVELS
+from mcodec.model.search import steps_of
 
 if TYPE_CHECKING:
     from mcodec.api import Codec
@@ -70,7 +71,8 @@ def find(codec: Codec, image: Picture, target: Target, metadata: str = "all", ef
     others only where it moves the file away from the target. Where it reaches the target with none of them, the file is
     that of effort 1.
     """
-    raster = to_raster(image)
+    steps_of(effort)  # ValueError at once, not behind some encodings
+    raster = taken(image)
     files: dict[int, bytes] = {}
 
     def measured(level: int) -> float:

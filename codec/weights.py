@@ -150,12 +150,12 @@ def load(path: Path) -> tuple[Cascade, bytes]:
         header = json.loads(content[8 : 8 + length])
         config = ModelConfig.from_dict(json.loads(header["__metadata__"]["config"]))
         tensors = parse(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"weights {path.name} are not a model of mcodec: {error}") from error
     try:
         with torch.random.fork_rng(devices=[]):  # initial values are overwritten; the caller's generator is not ours
-            model = Cascade(config)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            model = Cascade(config).float()  # whatever the default type is
+    except (ValueError, KeyError, TypeError, RuntimeError, ArithmeticError) as error:
         raise ModelError(f"weights {path.name} have a configuration that is no model: {error}") from error
     load_tensors(model, tensors)
     bounds.check(model)

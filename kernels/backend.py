@@ -90,7 +90,7 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
     Only page-locked memory is copied behind the host's back; the allocator keeps it until the copy is made.
     """
-    if device.type != "cuda" or tensor.numel() == 0:
+    if device.type != "cuda" or tensor.device.type != "cpu" or tensor.numel() == 0:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 

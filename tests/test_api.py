@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,19 @@ from mcodec import container
 from mcodec import entropy as coding
 from mcodec.api import Codec, load
 from mcodec.container import Kind
-from mcodec.errors import CorruptStream, FormatError, LimitExceeded, WrongModel
+from mcodec.errors import CorruptStream, FormatError, ImageError, LimitExceeded, WrongModel
 from mcodec.image import Raster, TensorSamples
+from mcodec.rate import Target, encode_to
 
 Make = Callable[..., NDArray[np.uint8]]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+class Derived(torch.Tensor):
+    """As torchvision's tv_tensors are."""
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (33, 2), (32, 32), (63, 65), (100, 37)], ids=str)
@@ -41,13 +47,26 @@ def test_input_types_agree(tiny: Codec, picture: Make) -> None:
     data = tiny.encode(array)
     assert tiny.encode(Image.fromarray(array)) == data
     assert tiny.encode(torch.from_numpy(array).permute(2, 0, 1)) == data
+    derived = torch.from_numpy(array).permute(2, 0, 1).as_subclass(Derived)
+    assert tiny.encode(derived) == data and [r.value for r in tiny.encode_iter([derived])] == [data]
     assert tiny.encode(array, np.float32(50)) == data and tiny.encode_batch([array], np.array([50])) == [data]
     with pytest.raises(ValueError, match="must be uint8 or uint16"):
         tiny.encode(array.astype(np.float32))
-    with pytest.raises(ValueError, match="quality must be from 1 to 100"):
-        tiny.encode(array, 101)
+    assert tiny.encode_batch(iter([array, array])) == [data, data]
+    for quality in (101, "50", None):
+        with pytest.raises(ValueError, match="quality must be from 1 to 100"):
+            tiny.encode(array, quality)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="1 images but 2 qualities"):
         tiny.encode_batch([array], [1, 2])
+
+
+def test_pictures_that_pillow_cannot_read_to_their_end(tiny: Codec, picture: Make) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(picture(64, 64)).save(buffer, "JPEG")
+    for encode in (tiny.encode, lambda image: encode_to(tiny, image, Target("bytes", 500))):
+        image = Image.open(io.BytesIO(buffer.getvalue()[:-100]))
+        with pytest.raises(ImageError, match="cannot read the picture"):
+            encode(image)
 
 
 def test_what_lies_on_a_device_does_not_come_to_the_host(
@@ -104,6 +123,34 @@ def test_share_of_lanes(picture: Make) -> None:
     codec.lane_share = 0.5
     with pytest.raises(ValueError, match="share of lanes"):
         codec.encode(array)
+
+
+def test_in_inference_mode(model: Path, picture: Make) -> None:
+    """Tiles on threads, the search, and weights that were loaded in it."""
+    array = picture(130, 140)
+    with torch.inference_mode():
+        codec = load(model, "cpu")
+        codec.tile = 64
+        data, codes = codec.encode_with_codes(array, 60, effort=2)
+        found, image = codec.codes(data), codec.decode_array(data)
+    assert same(found, codes) and same(codec.codes(data), codes)
+    assert np.array_equal(codec.decode_array(data), image)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_default_types(model: Path, picture: Make, dtype: torch.dtype) -> None:
+    """Of a program that the codec is part of: before weights are loaded, and after."""
+    array, before = picture(40, 50), load(model, "cpu")
+    data = before.encode(array, 60, effort=2)
+    image = before.decode_array(data)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        for codec in (before, load(model, "cpu")):
+            assert codec.encode(array, 60, effort=2) == data
+            assert np.array_equal(codec.decode_array(data), image)
+    finally:
+        torch.set_default_dtype(default)
 
 
 def test_mixed_batches_keep_their_order(tiny: Codec, picture: Make) -> None:

@@ -102,6 +102,15 @@ def test_damaged_weights_are_refused(name: str, tmp_path: Path, monkeypatch: pyt
         weights.load(path)
 
 
+@pytest.mark.parametrize("change", [{"context_channels": 0}, {"sigma_min": 0.0}, {"lambda_min": 0.0}], ids=str)
+def test_impossible_configurations_are_refused(change: dict[str, float], tmp_path: Path) -> None:
+    model, path = lively(TINY), tmp_path / "bad.safetensors"
+    model.config = replace(TINY, **change)  # type: ignore[arg-type]
+    weights.save(model, path, {})
+    with pytest.raises(ModelError, match="a configuration that is no model"):
+        weights.load(path)
+
+
 # ---- replay ----
 
 

@@ -98,7 +98,9 @@ def test_plugin(mode: str, tiny: Codec, picture: Make, tmp_path: Path) -> None:
     assert path.read_bytes() == tiny.encode(image, 70)
     with Image.open(path) as found:
         assert (found.format, found.mode, found.size) == ("MCI", mode, (50, 40))
+        file = found.fp
         assert np.array_equal(np.asarray(found), np.asarray(tiny.decode(path.read_bytes())))
+        assert file is not None and file.closed
     assert Image.MIME["MCI"] == "image/x-mci" and mimetypes.guess_type(path) == ("image/x-mci", None)
 
 
@@ -213,7 +215,7 @@ def test_iterators(tiny: Codec, picture: Make, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "bad.png").write_text("no pixels")
     items = [picture(20 + i, 30, i) for i in range(5)]
     items += [tmp_path / "a.png", tmp_path / "bad.png", str(tmp_path / "none.png"), np.zeros((2, 2), np.float32)]
-    items += [(tmp_path / "a.png").read_bytes(), np.zeros((1, 70000, 3), np.uint8), picture(9, 9)]
+    items += [memoryview((tmp_path / "a.png").read_bytes()), np.zeros((1, 70000, 3), np.uint8), picture(9, 9)]
     results = list(tiny.encode_iter(iter(items), 60))
     assert all(r.source is item for r, item in zip(results, items, strict=True))
     failed = {i: type(r.error).__name__ for i, r in enumerate(results) if r.error}

@@ -160,6 +160,8 @@ def test_unknown_efforts(tiny: Codec, picture: Make) -> None:
     for effort in (0, 10, 2.5, "3"):
         with pytest.raises(ValueError, match="effort must be a whole number from 1 to 9"):
             tiny.encode(picture(8, 8), effort=effort)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="effort must be a whole number from 1 to 9"):
+            find(tiny, picture(8, 8), Target("bytes", 500), effort=effort)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="effort"):
         tiny.encode_iter([], effort=0)
 

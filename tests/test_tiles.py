@@ -134,6 +134,12 @@ def test_regions(tiled: Codec, picture: Make, tile: int) -> None:
     for x, y, w, h in ((0, 0, 200, 150), (60, 62, 9, 7), (64, 64, 64, 64), (199, 149, 1, 1), (0, 100, 200, 50)):
         part = tiled.decode_array(data, region=(x, y, w, h))
         assert np.abs(part.astype(int) - full[y : y + h, x : x + w]).max() <= 1
+    for kind in (np.uint8, np.int16):
+        part = tiled.decode_array(data, region=np.array([190, 0, 10, 150], kind))
+        assert np.abs(part.astype(int) - full[:, 190:]).max() <= 1
+    for kind in ((0.0, 0.0, 5.0, 5.0), ("0", 0, 5, 5), 7):
+        with pytest.raises(ValueError, match="a region is four whole numbers"):
+            tiled.decode(data, region=kind)  # type: ignore[arg-type]
     for bad in ((0, 0, 201, 1), (-1, 0, 5, 5), (0, 0, 0, 5), (200, 0, 1, 1)):
         with pytest.raises(ValueError, match="is not within the picture of 200x150"):
             tiled.decode(data, region=bad)
@@ -179,9 +185,9 @@ def test_previews(tiled: Codec, picture: Make, tile: int) -> None:
     for lazy in (False, True):  # what is missing is said, but not where no more is asked for
         assert tiled.decode_raster(head, partial=True, lazy=lazy).notes == ("the file ends after 2 of 4 stages",)
         assert not tiled.decode_raster(head, stages=2, partial=True, lazy=lazy).notes
-    for stages in (0, 5):
+    for stages in (0, 5, 2.0, "2"):
         with pytest.raises(ValueError, match="stages must be from 1 to 4"):
-            tiled.decode(data, stages=stages)
+            tiled.decode(data, stages=stages)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lazy", [False, True])

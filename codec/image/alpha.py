@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from mcodec.errors import CorruptStream
+from mcodec.errors import CorruptStream, LimitExceeded
 
 Plane = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -29,7 +29,9 @@ def pack(plane: Plane) -> bytes:
 
 
 def unpack(data: bytes, width: int, height: int, bits: int) -> Plane:
-    """Inverse of `pack`; CorruptStream for anything but a plane of this size, of 16 bits only beside such samples."""
+    """Inverse of `pack`; CorruptStream for anything but a plane of this size, of 16 bits only beside such samples;
+    LimitExceeded where it is above PIL.Image.MAX_IMAGE_PIXELS and Pillow heeds that.
+    """
     png = data.startswith(b"\x89PNG")
     try:
         # Pillow makes room for a WebP's pixels when it opens it
@@ -44,6 +46,8 @@ def unpack(data: bytes, width: int, height: int, bits: int) -> Plane:
         array = np.asarray(image if png else image.convert("L"))
     except (CorruptStream, MemoryError):
         raise
+    except Image.DecompressionBombError as error:  # of a WebP, Pillow asks for its own limit
+        raise LimitExceeded(f"the alpha section: {error}") from error
     except Exception as error:  # Pillow's plugins raise many types for damaged data
         raise CorruptStream(f"the alpha section cannot be read: {error}") from error
     return array

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from mcodec.container import Kind
+from mcodec.errors import ImageError
 from mcodec.image import metadata as meta
 from mcodec.image.alpha import Plane
 from mcodec.image.metadata import Metadata
@@ -140,7 +141,7 @@ def to_raster(picture: Picture) -> Raster:
         return _from_image(picture)
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
-    if type(picture).__module__.split(".")[0] == "torch":
+    if is_tensor(picture):
         tensor = cast(Any, picture)
         if tensor.ndim != 3 or not 1 <= tensor.shape[0] <= 4:
             raise ValueError(f"a torch picture must have shape [C, H, W] with C from 1 to 4, got {list(tensor.shape)}")
@@ -151,6 +152,19 @@ def to_raster(picture: Picture) -> Raster:
             return _from_device(tensor)
         return _from_array(tensor.cpu().permute(1, 2, 0).numpy())
     raise ValueError(f"not a picture: {type(picture).__name__}; PIL, numpy or torch is needed")
+
+
+def taken(picture: Picture) -> Raster:
+    """`to_raster`; ImageError where the file of a PIL image, whose pixels may be read only now, is damaged."""
+    try:
+        return to_raster(picture)
+    except (OSError, SyntaxError) as error:  # Pillow has both
+        raise ImageError(f"cannot read the picture: {error}") from error
+
+
+def is_tensor(item: object) -> bool:
+    """Whether it is a tensor of torch or of a class derived from it, as torchvision has; without importing it."""
+    return any((kind.__module__, kind.__name__) == ("torch", "Tensor") for kind in type(item).__mro__)
 
 
 def _from_array(array: NDArray[Any]) -> Raster:

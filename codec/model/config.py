@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,9 +25,13 @@ DISTORTIONS = {"mse": 255.0**2, "ms-ssim": 1250.0}
 
 def level_of(quality: float) -> int:
     """Quality 1..100 as users give it -> level 0..255 as files store it."""
-    if not 1 <= quality <= 100:
+    try:
+        number = math.nan if isinstance(quality, str | bytes) else float(quality)
+    except (TypeError, ValueError):  # of no number
+        number = math.nan
+    if not 1 <= number <= 100:
         raise ValueError(f"quality must be from 1 to 100, got {quality}")
-    return round((quality - 1) * (LEVELS - 1) / 99)
+    return round((number - 1) * (LEVELS - 1) / 99)
 
 
 def quality_of(level: int) -> float:

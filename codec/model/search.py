@@ -181,7 +181,7 @@ class Search:
         generator = torch.Generator().manual_seed(0)
 
         def signs(like: Tensor) -> Tensor:
-            return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+            return torch.randint(0, 2, like.shape, generator=generator, device="cpu").to(like) * 2 - 1
 
         z = [value.requires_grad_() for value in z]
         picture = self._picture(before[1], z)

@@ -81,7 +81,8 @@ class SynthesisState:
         whole = Box(0, 0, height // self.stride, width // self.stride)
         self.box = window.around[0] if window else whole
         channels = model.config.channels[self.stride]
-        s = torch.zeros(len(level), channels, *self.box.size, device=model.precision.device)
+        shape = len(level), channels, *self.box.size
+        s = torch.zeros(shape, device=model.precision.device, dtype=torch.float32)  # whatever the default is
         self.s = s.contiguous(memory_format=torch.channels_last)  # see kernels.residual_block.pointwise
 
     def at(self, index: int) -> Tensor:
