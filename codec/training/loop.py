@@ -343,6 +343,11 @@ class Trainer:
         dist.all_reduce(flat)
         for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(part.view(grad.shape))
+        if self.gumbel:  # a static prior is a histogram, of each process's own batches so far
+            for book in (module for module in self.model.modules() if isinstance(module, Codebooks)):
+                dist.all_reduce(book.counts)
+                book.counts /= self.world
+                book.log_weights.data.copy_((book.counts + 1e-2).log())
 
     def _agree(self, stop: bool) -> bool:
         """What one process was told or its clock says goes for all, or they would wait for each other for ever."""
