@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import os
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mcodec import container
+from mcodec import container, weights
 from mcodec.cli import main as entry
 from mcodec.cli import many
 from mcodec.cli.options import FILE, Folder, reason
@@ -54,6 +55,16 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "in.png"
     Image.fromarray(smooth()).save(path)
     return path
+
+
+_load = weights.load
+_kept = functools.cache(weights.load)
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released weights, which most commands below load, are read once per process."""
+    monkeypatch.setattr(weights, "load", lambda path: _kept(path) if path.parent == weights.folder() else _load(path))
 
 
 @pytest.fixture(scope="module")
@@ -612,7 +623,18 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset "tiny": those of releases take far longer and show no more of the command."""
+    from tiny import TINY
+
+    from mcodec.model import config as model_config
+
+    monkeypatch.setitem(model_config.PRESETS, "tiny", TINY)
+    monkeypatch.setattr("mcodec.training.loop.CALIBRATION_CROPS", 4)
+
+
+@pytest.mark.usefixtures("threads", "quick")
 def test_train_export_encode_decode(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A few steps on one picture give weights that code it; other weights refuse the file."""
     folder = picture.parent
@@ -620,7 +642,7 @@ def test_train_export_encode_decode(picture: Path, capsys: pytest.CaptureFixture
     with Image.open(picture) as image:
         image.resize((160, 140)).save(large)
     config = folder / "run.json"
-    settings: dict[str, object] = {"preset": "cascade-small", "crop": 128, "batch": 2, "data": str(large)}
+    settings: dict[str, object] = {"preset": "tiny", "crop": 64, "batch": 2, "data": str(large)}
     settings["validation"] = [str(large)]
     config.write_text(json.dumps(settings))
     out, weights = folder / "run", folder / "tiny.safetensors"
@@ -636,6 +658,13 @@ def test_train_export_encode_decode(picture: Path, capsys: pytest.CaptureFixture
     status, text, err = run(capsys, *train, "--steps", "2,1,2", "--resume")
     assert status == 0 and "step 5 of 5" in text, err
 
+    rows = folder / "rows.jsonl"
+    measured = ("experiment", out / "checkpoint.pt", "--validation", large, "--results", rows, "--change", "nothing")
+    status, text, err = run(capsys, *measured)
+    assert status == 0 and text.count(" bpp  ") == 5, err
+    row = json.loads(rows.read_text())
+    assert (row["name"], row["change"], row["steps"], row["pictures"]) == ("run", "nothing", 5, 1)
+
     export = ("export", out / "checkpoint.pt", "--out", folder, "--name", "tiny")
     assert run(capsys, *export)[0] == 0
     assert weights.is_file() and weights.with_suffix(".json").is_file()
@@ -649,7 +678,7 @@ def test_train_export_encode_decode(picture: Path, capsys: pytest.CaptureFixture
         assert image.size == (70, 50)
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("threads", "quick")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_training_with_a_checkpoint(
     number: signal.Signals, picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -660,14 +689,14 @@ def test_signals_end_training_with_a_checkpoint(
     with Image.open(picture) as image:
         image.resize((160, 140)).save(large)
     config = picture.with_name("run.json")
-    config.write_text(json.dumps({"preset": "cascade-small", "crop": 128, "batch": 1, "data": str(large)}))
+    config.write_text(json.dumps({"preset": "tiny", "crop": 64, "batch": 1, "data": str(large)}))
     command = ("train", "--config", config, "--out", out, "--device", "cpu", "--threads", "1", "--steps", "3,0,0")
     before = signal.getsignal(number)
     numbers = iter([number])
-    monkeypatch.setattr(TrainingProgress, "report", lambda *_: [signal.raise_signal(n) for n in numbers])
-    status, _, err = run(capsys, *command)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "report", lambda *_: [signal.raise_signal(n) for n in numbers])
+        status, _, err = run(capsys, *command)
     assert status == 130 and f"{out / 'checkpoint.pt'}: step 2 of 3; --resume goes on\n" in err
-    monkeypatch.undo()
     assert signal.getsignal(number) == before
     assert "step 3 of 3" in run(capsys, *command, "--resume")[1]
 

@@ -23,7 +23,7 @@ from mcodec.api import Codec
 from mcodec.container import describe
 from mcodec.errors import TargetError
 from mcodec.image import Raster, to_raster
-from mcodec.rate import MEASURES, TOLERANCE, Target, encode_to, measure, search
+from mcodec.rate import MEASURES, Target, encode_to, measure, search
 
 Make = Callable[..., NDArray[np.uint8]]
 
@@ -332,7 +332,8 @@ def test_targets(name: str, effort: int, plain: Codec, picture: Make) -> None:
     ends = [measure(plain, raster, plain.encode(raster, q), name) for q in (1, 100)]
     value = ends[0] + 0.4 * (ends[1] - ends[0])
     data, quality = encode_to(plain, raster, Target(name, value), effort=effort)
-    assert abs(measure(plain, raster, data, name) - value) <= TOLERANCE[name] * (1 if name == "psnr" else value)
+    missed = measure(plain, raster, data, name) - value
+    assert abs(missed) <= (0.2 if name == "psnr" else 0.021 * value)  # what the README says: 2 %, of a logarithm
     either = [plain.encode(raster, quality, effort=e) for e in (effort, 1)]  # 1 where no quality of 4 reaches it
     assert data in (either if name == "psnr" else either[:1])
 
@@ -361,7 +362,7 @@ def test_ms_ssim(plain: Codec, picture: Make) -> None:
     target = sum(values) / 2
     data, _ = encode_to(plain, raster, Target("ms-ssim", target))
     reached = measure(plain, raster, data, "ms-ssim")
-    assert abs(math.log((1 - reached) / (1 - target))) <= TOLERANCE["ms-ssim"]
+    assert abs(math.log((1 - reached) / (1 - target))) <= 0.1
     with pytest.raises(TargetError, match="nearest is 0"):
         encode_to(plain, raster, Target("ms-ssim", 0.99999))
     with pytest.raises(TargetError, match="sides of 161 pixels"):

@@ -105,7 +105,7 @@ def test_effort_1_is_the_default_and_searches_nothing(
     assert tiny.encode(array, 60, effort=4) == data  # and a search gives the same again
 
 
-@pytest.mark.parametrize("name", list(SETTINGS)[::3], ids=str)
+@pytest.mark.parametrize("name", list(SETTINGS)[1::3], ids=str)
 def test_codes_decode_on_every_setting(tiny: Codec, picture: Make, name: str) -> None:
     """Whatever encodes, the reference decodes the same codes."""
     with setting(tiny, name):

@@ -34,7 +34,7 @@ def test_killed(tmp_path: Path) -> None:
     assert len(found) == 5
     for name, counts in found.items():
         assert not any(counts[what] for what in BROKEN), (name, counts)
-        assert counts["killed"] + counts["finished before"] >= 3
+        assert counts["new"] >= counts["finished before"], (name, counts)  # what ends by itself has done its work
     assert sum(counts["killed"] for counts in found.values()) > 0
 
 

@@ -63,10 +63,15 @@ def test_noisy_bits(device: torch.device, shape: tuple[int, ...], layout: torch.
     wanted_back = torch.autograd.grad(wanted, exact, weight)
     inputs = [value.to(device).contiguous(memory_format=layout).requires_grad_() for value in values]
     found = kernel.noisy_bits(*inputs)
-    # of a difference of two erf near 1 five digits are left, of small ones fewer
-    agree(found * clear.to(device), wanted * clear, 1e-2)
-    for one, other in zip(torch.autograd.grad(found, inputs, weight.float().to(device)), wanted_back, strict=True):
-        agree(one, other, 5e-2)
+    found_back = torch.autograd.grad(found, inputs, weight.float().to(device))
+    # of a difference of two erf near 1 five digits are left, of small ones fewer; and what is in the tail, some hundred
+    # times as large, must not hide the rest
+    usual, rare = mass.detach() > 1e-3, near & (mass.detach() <= 1e-3)
+    for part, of_value, of_slope in ((usual, 1e-3, 2e-3), (rare, 2e-2, 0.1), (~near, 1e-2, 5e-2)):
+        here = part & clear
+        agree(found * here.to(device), wanted * here, of_value)
+        for one, other in zip(found_back, wanted_back, strict=True):
+            agree(one * here.to(device), other * here, of_slope)
 
 
 def test_noisy_bits_of_two_layouts(device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from importlib import resources
@@ -43,6 +44,13 @@ def test_every_package_imports(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the tag is no part of the name there")
+def test_the_compiled_coder_fits_every_python() -> None:
+    """A wheel made with one Python is installed by those that follow."""
+    coder = pytest.importorskip("mcodec.entropy._rans")
+    assert ".abi3." in Path(coder.__file__).name
+
+
 def test_typed() -> None:
     assert resources.files("mcodec").joinpath("py.typed").is_file()
 
@@ -70,6 +78,28 @@ def test_version_runs(command: list[str]) -> None:
     done = subprocess.run([str(program), *command[1:], "--version"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("mcodec ")
+
+
+def test_commands_of_the_readme_are_there() -> None:
+    """With the options that it gives them."""
+    import click
+
+    from mcodec.cli import main as entry
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    commands = re.findall(r"(?:^|/|&& )mcodec (.*?)(?:&&|$)", blocks, re.MULTILINE)
+    commands += re.findall(r"`mcodec\s([^`]+)`", text)
+    assert len(commands) > 30
+    for line in commands:
+        command: click.Command = entry.cli
+        for word in shlex.split(line, comments=True):
+            if word.startswith("-") and word != "-":
+                options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+                assert word in options | {"--help"}, line
+            elif isinstance(command, click.Group) and word != "COMMAND":
+                assert word in command.commands, line
+                command = command.commands[word]
 
 
 def test_text_that_is_not_ascii_names_its_encoding() -> None:

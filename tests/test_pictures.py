@@ -550,7 +550,7 @@ def test_targets(
     status, _, err = run(capsys, "encode", source, "--target-psnr", "34")
     assert status == 0, err
     assert run(capsys, "decode", source.with_suffix(".mci"), tmp_path / "b.png")[0] == 0
-    assert abs(psnr(colours, np.asarray(Image.open(tmp_path / "b.png"))) - 34) < 0.02 * 34
+    assert abs(psnr(colours, np.asarray(Image.open(tmp_path / "b.png"))) - 34) < 0.201
     status, _, err = run(capsys, "encode", source, "--target-bytes", "20", "--force")
     assert status == 1 and "the nearest is" in err and err.count("\n") == 1
     assert run(capsys, "encode", source, "--target-bpp", "1", "-q", "5")[0] == 2

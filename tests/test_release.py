@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,20 +60,20 @@ def test_all_released_weights(path: Path, photo: NDArray[np.uint8], tmp_path: Pa
             assert same(codec.codes(files[1]), codes), name
 
 
-def test_200_random_sizes(codec: Codec, photo: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("quarter", range(4))  # so that processes can share them
+def test_200_random_sizes(codec: Codec, photo: NDArray[np.uint8], quarter: int) -> None:
     """Cuts of a photograph; encoded on one setting after another, decoded on three others each."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(quarter)
     names = list(SETTINGS)
-    for index in range(200):
+    for index in range(quarter, 200, 4):
         height, width = rng.integers(1, 140, 2)
         top, left = rng.integers(0, photo.shape[0] - height), rng.integers(0, photo.shape[1] - width)
         with setting(codec, names[index % len(names)]):
-            data = codec.encode(photo[top : top + height, left : left + width], int(rng.integers(1, 101)))
-        decoded = []
+            cut = photo[top : top + height, left : left + width]
+            data, codes = codec.encode_with_codes(cut, int(rng.integers(1, 101)))
         for step in range(1, 4):
             with setting(codec, names[(index + 5 * step) % len(names)]):
-                decoded.append(codec.codes(data))
-        assert same(decoded[0], decoded[1]) and same(decoded[0], decoded[2]), f"size {width}x{height}"
+                assert same(codec.codes(data), codes), f"size {width}x{height}"
 
 
 @pytest.mark.parametrize("count", [3, 8])
@@ -86,6 +88,19 @@ def test_quality_orders_rate_and_distortion(codec: Codec, photo: NDArray[np.uint
     files = [codec.encode(photo, q) for q in (1, 10, 30, 50, 70, 90, 100)]
     errors = [psnr(photo, np.asarray(codec.decode(file))) for file in files]
     assert files == sorted(files, key=len) and errors == sorted(errors)
+
+
+def test_example_of_the_readme(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = PHOTO.parent.parent
+    text = (root / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert example is not None
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(mcodec, "load", lambda: codec)
+    names: dict[str, Any] = {}
+    exec(example[1], names)
+    with Image.open(PHOTO) as image:
+        assert names["picture"].size == image.size and container.unpack(names["data"]).header.level == 126
 
 
 def coded(data: bytes) -> int:

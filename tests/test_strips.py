@@ -313,7 +313,8 @@ def test_memory_of_the_command(
     for module in ("coding", "options"):
         monkeypatch.setattr(f"mcodec.cli.{module}.load_codec", lambda *_: plain)
     monkeypatch.setattr("mcodec.image.writing.TILE", 64)
-    monkeypatch.setattr("mcodec.container.TILE", 64)  # no tiles share a pass
+    monkeypatch.setattr(plain, "batch_pixels", 64 * 64)  # no tiles share a pass
+    monkeypatch.setattr("mcodec.container.TILE", 64)
     source, coded, copy = (tmp_path / name for name in ("a.ppm", "a.mci", "copy.ppm"))
     peaks = []
     for height in (64, 320, 640):  # the first imports what is needed

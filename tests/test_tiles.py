@@ -115,7 +115,7 @@ def test_no_seam(tiled: Codec, picture: Make) -> None:
 
 def test_tiles_are_the_same_on_every_setting(tiled: Codec, picture: Make) -> None:
     array = picture(70, 100)
-    names = list(SETTINGS)[::3]
+    names = list(SETTINGS)[1::3]  # both coders, all but int32, bfloat16 among them
     for index, name in enumerate(names):
         with setting(tiled, name):
             tiled.tile_workers = 1 + index % 3

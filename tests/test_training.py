@@ -14,6 +14,7 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ def config(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trai
     monkeypatch.setattr("mcodec.training.loop.CALIBRATION_CROPS", 8)  # more of them take time and show nothing
     return TrainConfig(
         preset="tiny", data=(str(shard),), validation=(str(shard),), out=str(tmp_path / "run"), noise_steps=3,
-        hard_steps=3, frozen_steps=2, batch=2, crop=64, warmup=2, device="cpu", validate_every=4, log_every=1,
+        hard_steps=3, frozen_steps=2, batch=2, crop=64, warmup=2, decay_steps=4, device="cpu", validate_every=4,
+        log_every=1,
     )
 
 
@@ -186,6 +188,24 @@ def test_crops_come_from_pictures_that_are_large_enough() -> None:
     assert torch.equal(levels.amin((1, 2, 3)), levels.amax((1, 2, 3)))
 
 
+def test_crops_are_windows_as_they_are_turned_and_mirrored() -> None:
+    """Each pixel says where it lies: all places and all eight orientations occur, and nothing else."""
+    height, width, side = 20, 26, 16
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    picture = torch.stack([y, x, 0 * x]).to(torch.uint8)
+    crops = ((Crops([picture], side, 600, 0, torch.device("cpu")).next() + 0.5) * 255).round().to(torch.uint8)
+    seen = set()
+    for crop in crops:
+        top, left = int(crop[0].min()), int(crop[1].min())
+        window = picture[:, top : top + side, left : left + side]
+        ways = [torch.rot90(one, turns, (1, 2)) for one in (window, window.flip(2)) for turns in range(4)]
+        (way,) = (index for index, one in enumerate(ways) if torch.equal(one, crop))
+        seen.add((top, left, way))
+    tops, lefts, ways_seen = (set(values) for values in zip(*seen, strict=True))
+    assert (tops, lefts) == (set(range(height - side + 1)), set(range(width - side + 1)))
+    assert ways_seen == set(range(8))
+
+
 def test_pictures_are_drawn_in_proportion_to_their_detail() -> None:
     """Neighbours of one picture differ by 20 on average, of the other by 5; a flat one is drawn as well."""
     pattern = torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8).repeat(3, 10, 10)
@@ -284,6 +304,22 @@ def test_two_processes_train_one_model(shard: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
 
 
+def test_gradients_of_processes_are_averaged(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that add them up end with equal weights all the same."""
+    trainer = Trainer(config)
+    trainer.world = 2
+    # the other process's are these and 2: halved, the sum of both is these and 1
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: flat.mul_(2).add_(1), raising=False)
+    wanted = {}
+    for name, parameter in trainer.parameters.items():
+        parameter.grad = torch.randn_like(parameter)
+        wanted[name] = parameter.grad + 1
+    trainer._reduce()
+    for name, parameter in trainer.parameters.items():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, wanted[name])
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "soap"])
 def test_rates_are_by_kind_of_parameter(config: TrainConfig, optimizer: str) -> None:
     trainer = Trainer(
@@ -332,6 +368,17 @@ def test_validation_leaves_a_static_prior(config: TrainConfig, monkeypatch: pyte
         assert torch.equal(value, before[name]), name
 
 
+def test_validation_is_of_the_averaged_weights(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    trainer.train_step()
+    rows = trainer.validate()["validation"]
+    with torch.no_grad():
+        trainer.parameters["synthesis.out.bias"].add_(0.5)
+        assert trainer.validate()["validation"] == rows
+        trainer.average["synthesis.out.bias"].add_(0.5)
+    assert trainer.validate()["validation"][0]["psnr"] < rows[0]["psnr"] - 1
+
+
 def test_levels_of_a_batch_are_spread(config: TrainConfig) -> None:
     trainer = Trainer(config)
     for _ in range(20):
@@ -367,6 +414,31 @@ def test_frozen_phase_leaves_the_encoder(config: TrainConfig) -> None:
     model.synthesis(model.synthesize(codes, 64, 64, level), level).sum().backward()
     decoder = {k for k, v in trainer.parameters.items() if v.grad is not None}
     assert decoder and not decoder & encoder
+
+
+def test_steps_without_a_finite_gradient_are_skipped(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not spread over weights and the optimizer's state; of too many in a row a run ends."""
+    monkeypatch.setattr("mcodec.training.loop.MAX_BAD_STEPS", 2)
+    trainer = Trainer(config)
+    trainer.train_step()
+    loss = trainer._loss
+
+    def broken(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        total, error = loss(*arguments)
+        return total * math.nan, error
+
+    before = {name: value.detach().clone() for name, value in trainer.parameters.items()}
+    monkeypatch.setattr(trainer, "_loss", broken)
+    assert not math.isfinite(trainer.train_step()["norm"]) and trainer.bad_steps == 1
+    assert all(torch.equal(value, before[name]) for name, value in trainer.parameters.items())
+    monkeypatch.setattr(trainer, "_loss", loss)
+    assert math.isfinite(trainer.train_step()["norm"]) and trainer.bad_steps == 0
+    assert any(not torch.equal(value, before[name]) for name, value in trainer.parameters.items())
+    assert all(bool(value.isfinite().all()) for value in trainer.parameters.values())
+    monkeypatch.setattr(trainer, "_loss", broken)
+    trainer.train_step()
+    with pytest.raises(TrainingError, match="gradients are not finite since 2 steps"):
+        trainer.train_step()
 
 
 def test_steps_on_a_gpu_are_replayed(config: TrainConfig, gpu: torch.device) -> None:
@@ -408,7 +480,8 @@ def test_a_gpu_trains_what_a_cpu_trains(
 
 
 def test_exported_weights_hold_the_same_codec(config: TrainConfig, tmp_path: Path) -> None:
-    Trainer(config).run()
+    trainer = Trainer(config.updated(learning_rate=1e-3, decay_steps=1))  # so that weights and their average differ
+    trainer.run()
     with (Path(config.out) / "log.jsonl").open("a") as log:  # of a step that the checkpoint does not have
         log.write('{"step": 9, "validation": "later"}\n{"step": 9, "val')
     path = export(Path(config.out) / "checkpoint.pt", tmp_path / "release", "tiny")
@@ -418,9 +491,16 @@ def test_exported_weights_hold_the_same_codec(config: TrainConfig, tmp_path: Pat
     assert card["kmac_per_pixel"]["decode"] > 0
     model, fingerprint = weights.load(path)
     assert fingerprint.hex() == card["sha256"][:16]
-    again, _ = weights.load(path)
-    for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    # that of the average: the same codes from a file, the same picture to a rounding
+    assert torch.equal(model.stage(0).log_gain, trainer.average["stages.0.log_gain"])
+    assert not torch.equal(model.stage(0).log_gain, trainer.model.stage(0).log_gain)
+    trainer._set(trainer.average)
+    trained, released = (api.Codec(each, fingerprint) for each in (trainer.model, model))
+    blocks = np.random.default_rng(0).integers(0, 255, (12, 12, 3))
+    picture = np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8)
+    data = trained.encode(picture, 60)
+    assert all(map(torch.equal, released.codes(data), trained.codes(data)))
+    assert np.abs(released.decode_array(data).astype(int) - trained.decode_array(data)).max() <= 1
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
