@@ -21,7 +21,7 @@ from mcodec.bench import codecs, machine, memory, metrics
 from mcodec.bench.metrics import Metric
 from mcodec.bench.pictures import Picture
 from mcodec.bench.protocol import Codec, Pixels, Unavailable
-from mcodec.bench.rows import CROPS, ROWS, Row, Rows
+from mcodec.bench.rows import CROPS, ROWS, Row, Rows, memory_quality
 from mcodec.errors import BenchError
 
 #: report(done, total, what is measured): after every row, also one that was already there.
@@ -252,7 +252,7 @@ class Runner:
 
     def _memory(self, codec: Codec, picture: Picture) -> None:
         qualities = self.plan.qualities[codec.name]
-        row = self._identity("memory", codec, picture, quality=qualities[len(qualities) // 2])
+        row = self._identity("memory", codec, picture, quality=memory_quality(qualities))
         if self.rows.find(row) is None:
             try:
                 found = memory.measure(codec.name, codec.device, self.plan.threads, row["quality"], picture.path)

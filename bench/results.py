@@ -18,7 +18,7 @@ from typing import Any
 from mcodec.bench.anchors import KODAK, Published
 from mcodec.bench.bd import Curve, NotComparable, delta
 from mcodec.bench.metrics import METRICS
-from mcodec.bench.rows import KEY, ROWS, Row, Rows
+from mcodec.bench.rows import CODEC, KEY, ROWS, Row, Rows, memory_quality
 from mcodec.errors import BenchError
 
 #: Rate at which speeds are compared, bits per pixel: the quality nearest to it is taken.
@@ -107,11 +107,11 @@ def _memory(rows: Rows, codec: Row, pictures: Sequence[Row]) -> Row | None:
     """That of the picture and the quality that the run measures, not what another run measured last."""
     largest, qualities = max(pictures, key=lambda p: p["width"] * p["height"]), codec["qualities"]
     identity = {k: codec.get(k, largest.get(k)) for k in KEY}
-    return rows.find(identity | {"kind": "memory", "quality": qualities[len(qualities) // 2]})
+    return rows.find(identity | {"kind": "memory", "quality": memory_quality(qualities)})
 
 
 def _same_codec(row: Row, codec: Row) -> bool:
-    return all(row.get(k) == codec.get(k) for k in KEY[:6])
+    return all(row.get(k) == codec.get(k) for k in CODEC)
 
 
 def load(folder: Path) -> Results:
@@ -135,7 +135,7 @@ def load(folder: Path) -> Results:
             left_out[codec["codec"]] = reasons[-1] if reasons else "no picture measured at all qualities yet"
             continue
         memory = _memory(rows, codec, run["pictures"])
-        codecs.append(Measured({k: codec.get(k) for k in KEY[:6]}, codec["qualities"], whole, memory))
+        codecs.append(Measured({k: codec.get(k) for k in CODEC}, codec["qualities"], whole, memory))
     if not codecs:
         raise BenchError("no codec has a curve: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
     pictures = []

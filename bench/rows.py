@@ -12,7 +12,7 @@ Kinds of rows:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,15 @@ Row = dict[str, Any]
 
 #: Where rows and crops lie in the folder of a run.
 ROWS, CROPS = "rows.jsonl", "crops"
-#: What makes a measurement the same one. Times depend on device, threads and processor.
-KEY = ("codec", "version", "settings", "device", "threads", "processor", "quality", "image", "image_sha256")
+#: What makes a codec the same one. Times depend on device, threads and processor.
+CODEC = ("codec", "version", "settings", "device", "threads", "processor")
+#: What makes a measurement the same one.
+KEY = (*CODEC, "quality", "image", "image_sha256")
+
+
+def memory_quality(qualities: Sequence[float]) -> float:
+    """At which of a codec's qualities its memory is measured."""
+    return qualities[len(qualities) // 2]
 
 
 def key(row: Row) -> tuple[Any, ...]:

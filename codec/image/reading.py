@@ -59,9 +59,6 @@ def read_raster(source: str | Path | bytes | BinaryIO) -> Raster:
                 raster = replace(raster, samples=_scaled(np.asarray(raster.samples), 4095))
             if raster.kind is Kind.GREY16 and _is_negative(image):
                 raster = replace(raster, samples=65535 - np.asarray(raster.samples))
-        # which Pillow does not count among the pictures
-        if image.format == "JPEG" and b"hdrgm:Version" in (raster.metadata.xmp or b""):
-            raster = replace(raster, notes=(*raster.notes, "its gain map (HDR) is left out"))
         left_out = [f"{bits} bits become 8"] if bits > 8 else []
         raster = replace(raster, notes=(*raster.notes, *left_out, *_left_out(image, raster.metadata)))
         if (count := _pictures(image)) > 1:
@@ -132,7 +129,9 @@ def _left_out(image: ImageFile, metadata: Metadata) -> list[str]:
     gamma = info.get("gamma")  # of a PNG file a number, or a text of this name
     if isinstance(gamma, float) and not metadata.icc and "srgb" not in info and abs(gamma - 1 / 2.2) > 0.01:
         found.append(f"its gamma of {gamma:g} is left out")
-    if image.format == "HEIF" and any("hdrgainmap" in kind for kind in info.get("aux", {})):
+    # which Pillow does not count among the pictures
+    in_jpeg = image.format == "JPEG" and b"hdrgm:Version" in (metadata.xmp or b"")
+    if in_jpeg or (image.format == "HEIF" and any("hdrgainmap" in kind for kind in info.get("aux", {}))):
         found.append("its gain map (HDR) is left out")
     return found
 
